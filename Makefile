@@ -1,0 +1,42 @@
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+# For example: make env PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+PIP_FLAGS ?=
+
+.PHONY: help env serve test test-all test-gpu lint proto lock clean
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+
+env: $(VENV)/.stamp ## make .venv from requirements.lock
+
+$(VENV)/.stamp: requirements.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -r requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@
+
+serve: env ## serve the embedded default: REST on 8000, gRPC on 50051
+	$(BIN)/wavllm serve
+
+lint: env ## ruff, mypy --strict, import-linter, generated stubs
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m server.pb.generate --check
+
+proto: env ## write server/pb from proto/
+	$(BIN)/python -m server.pb.generate
+
+test: env lint ## the default checks and tests, under 10 minutes
+	$(BIN)/pytest
+
+test-all: test ## the slow tests too
+	$(BIN)/pytest -m 'slow and not gpu'
+
+test-gpu: env ## the tests that need a CUDA device
+	$(BIN)/pytest -m gpu --no-header -rA
+
+clean: ## remove the environment and caches
+	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,1 @@
+"""The WavLLM network: tensors in, tensors out. Knows nothing of requests, HTTP or threads."""

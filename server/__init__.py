@@ -1,0 +1,1 @@
+"""The inference server around `model`: admission, the batching engine, REST and gRPC."""
