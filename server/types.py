@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal, Protocol
 
 import numpy as np
@@ -242,6 +243,34 @@ class Health:
     state: EngineState
     heartbeat_age_s: float
     detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """What an engine is built from; None means: measured from the model and the device's memory.
+
+    model_dir: a checkpoint directory. device: "auto", "cpu", "cuda" or "cuda:N". dtype: "auto" (float32 on a
+    CPU, bfloat16 on CUDA), "float32", "bfloat16", "float16" or "float64".
+    merge_prompt: merge the LoRA for this one instruction. max_batch_size: sequences that generate at once.
+    max_batch_tokens: tokens of one forward. num_pages: KV pages; overrides kv_cache_fraction, the share of
+    the device's free memory given to KV pages. encoder_step_ms: longest encoder pass between two decode steps.
+    encoder_cache_mb: bound of the audio-embedding cache, 0 turns it off.
+    """
+
+    model_dir: Path
+    served_name: str | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+    merge_prompt: str | None = None
+    max_batch_size: int | None = None
+    max_batch_tokens: int | None = None
+    kv_cache_fraction: float | None = None
+    num_pages: int | None = None
+    page_size: int = 16
+    encoder_step_ms: float | None = None
+    encoder_cache_mb: float = 256.0
+    prefix_cache: bool = True
+    num_threads: int | None = None
 
 
 class Engine(Protocol):
