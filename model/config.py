@@ -163,8 +163,8 @@ class SpeechLLMConfig:
             raise ConfigError(f"format_version: {self.format_version} is not {FORMAT_VERSION}")
         if self.whisper.max_source_positions != 50 * self.window_seconds:
             raise ConfigError(
-                f"whisper.max_source_positions: {self.whisper.max_source_positions} does not fit window_seconds "
-                f"{self.window_seconds} (50 positions a second)"
+                f"whisper.max_source_positions: {self.whisper.max_source_positions} does not fit "
+                f"window_seconds {self.window_seconds} (50 positions a second)"
             )
 
     @property
@@ -203,7 +203,8 @@ class SpeechLLMConfig:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> SpeechLLMConfig:
         """Inverse of `to_json`. Raises ConfigError that names an unknown, missing or mistyped field."""
-        return _build(cls, data, "")
+        config: SpeechLLMConfig = _build(cls, data, "")
+        return config
 
     def save(self, directory: Path) -> None:
         """Write `config.json` into `directory`."""
