@@ -24,10 +24,10 @@ lint: env ## ruff, mypy --strict, import-linter, generated stubs
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m server.pb.generate --check
+	$(BIN)/python -m server.proto_gen --check
 
 proto: env ## write server/pb from proto/
-	$(BIN)/python -m server.pb.generate
+	$(BIN)/python -m server.proto_gen
 
 test: env lint ## the default checks and tests, under 10 minutes
 	$(BIN)/pytest
