@@ -1,0 +1,40 @@
+"""Where the pages of keys and values live. Which page belongs to whom is the scheduler's business."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from model.config import LlamaConfig
+
+
+class KVCache:
+    """Keys and values of all layers in pages of `page_size` token slots.
+
+    keys, values: [layers, pages, page size, H, d] in the model's dtype. A slot is page * page_size + offset.
+    """
+
+    def __init__(
+        self, config: LlamaConfig, num_pages: int, page_size: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        shape = (config.num_hidden_layers, num_pages, page_size, config.num_attention_heads, config.head_dim)
+        self.num_pages = num_pages
+        self.page_size = page_size
+        # Zeros, not empty: a padded row of a decode batch reads slots nobody wrote, and NaN times 0 is NaN.
+        self.keys = torch.zeros(shape, dtype=dtype, device=device)
+        self.values = torch.zeros(shape, dtype=dtype, device=device)
+
+    @staticmethod
+    def bytes_per_page(config: LlamaConfig, page_size: int, dtype: torch.dtype) -> int:
+        """Bytes that one page takes over all layers, keys and values together."""
+        return 2 * config.num_hidden_layers * page_size * config.hidden_size * dtype.itemsize
+
+    def write(self, layer: int, slots: Tensor, key: Tensor, value: Tensor) -> None:
+        """Put key and value [N, H, d] of one layer into slots [N]."""
+        self.keys[layer].flatten(0, 1).index_copy_(0, slots, key)
+        self.values[layer].flatten(0, 1).index_copy_(0, slots, value)
+
+    def read(self, layer: int, pages: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of block tables [..., P] as [..., P * page_size, H, d]."""
+        key, value = self.keys[layer][pages], self.values[layer][pages]
+        return key.flatten(-4, -3), value.flatten(-4, -3)

@@ -1,0 +1,195 @@
+"""The LLaMA-2 decoder over a flat batch of tokens, with paged KV and a LoRA scale per token.
+
+Weights keep Meta's layout (rotary pairs interleaved), as the published checkpoint does, so the adapter's
+scale reaches q, k, v and o in one channel order and nothing is permuted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.config import LlamaConfig, LoraConfig
+from model.kv_cache import KVCache
+from model.lora import LoraLinear
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillSpan:
+    """Rows start:stop of the flat batch are consecutive tokens of one sequence.
+
+    pages: [P] int64, its block table. context: its tokens in the cache once these rows are written.
+    """
+
+    start: int
+    stop: int
+    pages: Tensor
+    context: int
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeRows:
+    """Rows start: of the flat batch are one token each of B sequences.
+
+    pages: [B, P] int64 block tables, padded with any valid page. contexts: [B] int64.
+    """
+
+    start: int
+    pages: Tensor
+    contexts: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class FlatBatch:
+    """Tokens of many sequences end to end: prefill chunks first, then the decoding rows.
+
+    embeddings: [N, D]. positions: [N] int64, from 0. slots: [N] int64 cache slots.
+    scale: [N, D], zero rows switch the LoRA off; None switches it off for all.
+    """
+
+    embeddings: Tensor
+    positions: Tensor
+    slots: Tensor
+    scale: Tensor | None
+    prefills: tuple[PrefillSpan, ...]
+    decodes: DecodeRows | None
+
+
+class Attention(nn.Module):
+    """Multi-head attention with rotary positions over paged keys and values."""
+
+    def __init__(self, config: LlamaConfig, lora: LoraConfig, layer: int) -> None:
+        super().__init__()
+        size = config.hidden_size
+        self.layer = layer
+        self.heads, self.head_dim = config.num_attention_heads, config.head_dim
+        self.qkv = LoraLinear(size, size, lora.r, groups=3)
+        self.o = LoraLinear(size, size, lora.r)
+
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], batch: FlatBatch, cache: KVCache) -> Tensor:
+        """[N, D] -> [N, D]; writes this layer's keys and values of all N tokens first."""
+        qkv = self.qkv(x, batch.scale).unflatten(-1, (self.heads, self.head_dim))
+        query, key = rotate(qkv[:, 0], rotary), rotate(qkv[:, 1], rotary)
+        cache.write(self.layer, batch.slots, key, qkv[:, 2])
+        parts = [self._prefill(query, span, cache) for span in batch.prefills]
+        if batch.decodes is not None:
+            parts.append(self._decode(query, batch.decodes, cache))
+        attended = torch.cat(parts) if len(parts) > 1 else parts[0]
+        out: Tensor = self.o(attended.flatten(1), batch.scale)[:, 0]
+        return out
+
+    def _prefill(self, query: Tensor, span: PrefillSpan, cache: KVCache) -> Tensor:
+        """One sequence's chunk against all its tokens so far. Returns [n, H, d]."""
+        rows = span.stop - span.start
+        key, value = (t[: span.context].transpose(0, 1) for t in cache.read(self.layer, span.pages))
+        if rows == span.context:
+            mask = None
+        else:
+            mask = torch.ones(rows, span.context, dtype=torch.bool, device=query.device)
+            mask = mask.tril(span.context - rows)
+        chunk = query[span.start : span.stop].transpose(0, 1)
+        out = F.scaled_dot_product_attention(chunk, key, value, attn_mask=mask, is_causal=mask is None)
+        return out.transpose(0, 1)
+
+    def _decode(self, query: Tensor, rows: DecodeRows, cache: KVCache) -> Tensor:
+        """One query a sequence, contexts padded to the longest and masked. Returns [B, H, d]."""
+        key, value = (t.transpose(1, 2) for t in cache.read(self.layer, rows.pages))
+        mask = torch.arange(key.shape[2], device=query.device) < rows.contexts[:, None]
+        one = query[rows.start :, :, None]
+        return F.scaled_dot_product_attention(one, key, value, attn_mask=mask[:, None, None])[:, :, 0]
+
+
+class FeedForward(nn.Module):
+    """SwiGLU: down(silu(gate(x)) * up(x)), gate and up side by side in one weight."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        self.gate_up = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
+        self.down = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, D] -> [N, D]."""
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        out: Tensor = self.down(F.silu(gate) * up)
+        return out
+
+
+class Block(nn.Module):
+    """One decoder layer, normalised before each half."""
+
+    def __init__(self, config: LlamaConfig, lora: LoraConfig, layer: int) -> None:
+        super().__init__()
+        self.attention = Attention(config, lora, layer)
+        self.feed_forward = FeedForward(config)
+        self.attention_norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.feed_forward_norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], batch: FlatBatch, cache: KVCache) -> Tensor:
+        """[N, D] -> [N, D]."""
+        x = x + self.attention(self.attention_norm(x), rotary, batch, cache)
+        out: Tensor = x + self.feed_forward(self.feed_forward_norm(x))
+        return out
+
+
+class Llama(nn.Module):
+    """Embedding, decoder layers, final norm and output head."""
+
+    def __init__(self, config: LlamaConfig, lora: LoraConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Block(config, lora, i) for i in range(config.num_hidden_layers))
+        self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self._rotary: tuple[Tensor, Tensor] | None = None
+
+    def forward(self, batch: FlatBatch, cache: KVCache) -> Tensor:
+        """Hidden states [N, D] before the final norm (the prompt adapter reads them there)."""
+        cos, sin = self._rotary_table(batch.embeddings)
+        rotary = cos[batch.positions][:, None], sin[batch.positions][:, None]
+        x = batch.embeddings
+        for layer in self.layers:
+            x = layer(x, rotary, batch, cache)
+        return x
+
+    @property
+    def blocks(self) -> list[Block]:
+        """The decoder layers, typed."""
+        return [layer for layer in self.layers if isinstance(layer, Block)]
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[R, D] before the final norm -> [R, V]."""
+        out: Tensor = self.lm_head(self.norm(hidden))
+        return out
+
+    def merge(self, scale: Tensor) -> None:
+        """Fold the LoRA at one instruction's scale [D] into all projections, in place."""
+        for layer in self.blocks:
+            layer.attention.qkv.merge(scale)
+            layer.attention.o.merge(scale)
+
+    def _rotary_table(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """cos and sin [positions, d / 2], float64 for a float64 model, else float32; made at first use."""
+        if self._rotary is None or self._rotary[0].device != like.device:
+            self._rotary = rotary_table(self.config, like.device, like.dtype)
+        return self._rotary
+
+
+def rotary_table(config: LlamaConfig, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """cos and sin [max positions, d / 2]. Angles are float32 products, as in the published code."""
+    half = torch.arange(0, config.head_dim, 2, device=device).float()
+    frequencies = 1.0 / (config.rope_theta ** (half / config.head_dim))
+    angles = torch.outer(torch.arange(config.max_position_embeddings, device=device).float(), frequencies)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    return angles.cos().to(wide), angles.sin().to(wide)
+
+
+def rotate(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotate neighbouring channel pairs of x [N, H, d] by their positions' angles."""
+    cos, sin = rotary
+    wide = x.to(cos.dtype)
+    even, odd = wide[..., 0::2], wide[..., 1::2]
+    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2).to(x.dtype)

@@ -1,0 +1,50 @@
+"""LoRA whose strength is set per row and per output channel: y = xW + ((xA)B) * s (paper, section 3.2).
+
+A and B are shared by all requests, only s differs, so a batch of different instructions needs plain
+matrix products and one multiplication, no gather of adapters.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class LoraLinear(nn.Module):
+    """`groups` projections of one input, side by side in one weight, each with its own A and B.
+
+    weight: [groups * out, in]. lora_A: [groups, in, r]. lora_B: [groups, r, out]. A projection without
+    LoRA keeps zeros there, which is exact.
+    """
+
+    def __init__(self, in_features: int, out_features: int, r: int, groups: int = 1) -> None:
+        super().__init__()
+        self.groups = groups
+        self.out_features = out_features
+        self.merged = False
+        self.weight = nn.Parameter(torch.empty(groups * out_features, in_features))
+        self.lora_A = nn.Parameter(torch.zeros(groups, in_features, r))
+        self.lora_B = nn.Parameter(torch.zeros(groups, r, out_features))
+
+    def forward(self, x: Tensor, scale: Tensor | None) -> Tensor:
+        """x: [N, in]. scale: [N, out], or None for no LoRA at all. Returns [N, groups, out]."""
+        y: Tensor = F.linear(x, self.weight).view(-1, self.groups, self.out_features)
+        if scale is None or self.merged:
+            return y
+        low = torch.einsum("ni,gir->gnr", x, self.lora_A)
+        out: Tensor = y + torch.bmm(low, self.lora_B).transpose(0, 1) * scale[:, None]
+        return out
+
+    @torch.no_grad()
+    def merge(self, scale: Tensor) -> None:
+        """Fold the LoRA at one fixed scale [out] into the weight, in place: W + (AB) diag(s).
+
+        The product is taken in float64, so that merging adds one rounding and no more.
+        """
+        weight = self.weight.view(self.groups, self.out_features, -1)
+        for group in range(self.groups):
+            update = (self.lora_A[group].double() @ self.lora_B[group].double()) * scale.double()
+            weight[group].copy_((weight[group].double() + update.t()).to(weight.dtype))
+        self.merged = True
+        del self.lora_A, self.lora_B

@@ -1,0 +1,82 @@
+"""A small directory of random weights: the placeholder default, and what tests serve.
+
+    python -m model.tiny DIRECTORY
+
+It answers noise, and its configuration says so (`random_weights`).
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+import tempfile
+from pathlib import Path
+
+import sentencepiece
+import torch
+from torch import Tensor
+
+from model.checkpoint_format import ShardWriter, expected_tensors
+from model.config import SpeechLLMConfig
+from model.prompt import SYSTEM
+
+VOCAB_SIZE = 512
+SEED = 20240404
+CORPUS = (
+    SYSTEM,
+    "[INST]<<SYS>>\n<</SYS>>\n\n<SPEECH> </SPEECH> [/INST]",
+    "Based on the attached audio, generate a comprehensive text transcription of the spoken content.",
+    "Translate the audio clip into German. Is there only one speaker in the audio clip?",
+    "Can you describe the emotional condition of the speaker in the provided audio clip?",
+    "What was said in the recording? Answer the question and summarise the conversation in a few words.",
+    "The quick brown fox jumps over the lazy dog while five wizards vex bold judges near my quay.",
+)
+GAINS = {"whisper.embed_positions.weight": 0.02, "lora_A": 0.3, "lora_B": 0.3, "lm_head": 3.0}
+"""Standard deviations where the usual 1 / sqrt(inputs) would not do."""
+
+
+def make_tiny(directory: Path, config: SpeechLLMConfig | None = None, seed: int = SEED) -> SpeechLLMConfig:
+    """Write a directory of seeded random weights. Raises CheckpointError if something is there already."""
+    config = config or SpeechLLMConfig.tiny(VOCAB_SIZE)
+    generator = torch.Generator().manual_seed(seed)
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer = Path(folder) / "tokenizer.model"
+        tokenizer.write_bytes(train_tokenizer(config.llama.vocab_size))
+        with ShardWriter(directory, config, tokenizer=tokenizer) as writer:
+            for name, shape in expected_tensors(config).items():
+                writer.add(name, _random(name, shape, generator))
+    return config
+
+
+def train_tokenizer(vocab_size: int) -> bytes:
+    """A SentencePiece BPE model with LLaMA's settings (byte fallback, ids 0 to 2), from the text above."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(CORPUS),
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=vocab_size,
+        byte_fallback=True,
+        character_coverage=1.0,
+        split_digits=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        minloglevel=2,
+    )
+    return model.getvalue()
+
+
+def _random(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Norms are ones, biases small, matrices keep the size of what passes through them."""
+    if "norm" in name or name.endswith(("original0", "gru_rel_pos_const")):
+        return torch.zeros(shape) if name.endswith(".bias") else torch.ones(shape)
+    noise = torch.randn(shape, generator=generator)
+    if len(shape) == 1:
+        return noise * 0.02
+    gain = next((gain for part, gain in GAINS.items() if part in name), None)
+    fan_in = torch.Size(shape[1:]).numel()
+    return noise * (gain if gain is not None else fan_in**-0.5)
+
+
+if __name__ == "__main__":
+    make_tiny(Path(sys.argv[1]))
