@@ -1,0 +1,188 @@
+"""The `Engine` interface over a supervised child process: Python on the event loop never delays a step.
+
+A child that dies or hangs ends its requests with an error and is started again, with back-off.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+
+from server.engine.backoff import Backoff
+from server.engine.factory import DEFAULT_CORE, Progress
+from server.engine.front import EngineFront
+from server.engine_link import EXIT_GRACE_S, EngineLink
+from server.engine_wire import Abort, Build, LoadFailed, Loading, Ready, Replies, ToParent
+from server.errors import EngineError, NotReady
+from server.types import EngineConfig, EngineState, GenerateRequest, ModelInfo, StepOutput
+
+MIN_RETRY_AFTER_S = 1.0
+
+logger = logging.getLogger(__name__)
+
+
+class EngineProcess(EngineFront):
+    """An engine in a child process, watched and restarted by a task of this event loop.
+
+    The thread that runs the event loop must live as long as the process (best: the main thread), because
+    Linux ties the child's life to the thread that started it.
+
+    factory: "module:function" that builds the core, imported in the child. heartbeat_timeout_s: a loaded
+    child that is silent for longer is taken for hung and killed; keep it above the longest step.
+    on_progress: called while loading, in the event loop, with (done, total, name).
+    """
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        *,
+        factory: str = DEFAULT_CORE,
+        heartbeat_timeout_s: float = 60.0,
+        on_progress: Progress | None = None,
+    ) -> None:
+        super().__init__()
+        self._build = Build(factory, config)
+        self._heartbeat_timeout_s = heartbeat_timeout_s
+        self._on_progress = on_progress
+        self._link: EngineLink | None = None
+        self._stopping = asyncio.Event()
+        self._supervisor: asyncio.Task[None] | None = None
+        self._load_failure: str | None = None
+        self._load_began = 0.0
+        self._load_s = 0.0
+        self._ready_since: float | None = None
+        self._expected_ready = 0.0
+
+    async def start(self) -> None:
+        """Start the child; returns when it has loaded and warmed up.
+
+        Raises EngineError with the child's own one-line reason if this first load fails (there is no
+        restart then), or if `stop` comes first.
+        """
+        loaded = self._begin_start()
+        self._supervisor = asyncio.create_task(self._supervise(), name="engine-supervisor")
+        await loaded
+
+    async def stop(self) -> None:
+        """End every live request, let the child exit, kill it after two seconds. Idempotent."""
+        self._stopping.set()
+        self._end_all(EngineState.STOPPED, "stopped", NotReady("the server is shutting down"))
+        if self._link is not None:
+            await self._link.stop()
+        if self._supervisor is not None:
+            await asyncio.wait([self._supervisor], timeout=EXIT_GRACE_S)
+
+    @property
+    def child_pid(self) -> int | None:
+        """Process id of the child, None while there is none."""
+        return self._link.pid if self._link is not None else None
+
+    def _submit(self, request: GenerateRequest) -> None:
+        if self._link is not None:
+            self._link.send(request)
+
+    def _abort(self, request_id: str) -> None:
+        if self._link is not None:
+            self._link.send(Abort(request_id))
+
+    def _last_heard(self) -> float | None:
+        return self._link.last_heard if self._link is not None else None
+
+    def _retry_after_s(self) -> float:
+        return max(MIN_RETRY_AFTER_S, self._expected_ready - time.monotonic())
+
+    async def _supervise(self) -> None:
+        """Run children one after the other until stopped, or until the first one cannot load."""
+        backoff = Backoff()
+        why = "the engine was stopped"
+        try:
+            while not self._stopping.is_set():
+                why = await self._run_child()
+                if self._info is None:
+                    return
+                delay_s = backoff.next_delay(self._healthy_s())
+                await self._pause(delay_s, why)
+        finally:
+            self._refuse_start(why)
+
+    async def _run_child(self) -> str:
+        """One child from start to end; returns why it ended."""
+        self._load_failure = self._ready_since = None
+        self._load_began = time.monotonic()
+        self._expected_ready = self._load_began + self._load_s
+        self._state = EngineState.STARTING
+        try:
+            why = await self._watch_child()
+        except OSError as error:
+            why = f"the engine process could not be started: {error}"
+        self._end_requests(why)
+        return why
+
+    async def _watch_child(self) -> str:
+        link = self._link = EngineLink(self._on_message)
+        link.send(self._build)
+        try:
+            while not link.lost.done():
+                await asyncio.wait([link.lost], timeout=self._silence_left_s(link))
+                if self._silence_left_s(link) <= 0:
+                    return await self._end_hung(link)
+            return self._load_failure or f"the engine process {link.lost.result()}"
+        finally:
+            link.kill()  # also when this task is cancelled
+            self._link = None
+
+    async def _end_hung(self, link: EngineLink) -> str:
+        """Kill a silent child. Its requests end before that: a stuck driver can hold a killed process."""
+        why = f"the engine gave no sign of life for {self._heartbeat_timeout_s:g} s"
+        self._end_requests(why)
+        link.kill()
+        await asyncio.wait([link.lost])
+        return why
+
+    def _silence_left_s(self, link: EngineLink) -> float:
+        """Seconds until the child, if it stays silent, counts as hung; loading has no limit."""
+        if self._state is not EngineState.READY:
+            return self._heartbeat_timeout_s
+        return link.last_heard + self._heartbeat_timeout_s - time.monotonic()
+
+    def _healthy_s(self) -> float:
+        return time.monotonic() - self._ready_since if self._ready_since is not None else 0.0
+
+    async def _pause(self, delay_s: float, why: str) -> None:
+        """Wait before the next start; less if stopped."""
+        if self._stopping.is_set():
+            return
+        logger.error("engine lost, starting again in %.1f s: %s", delay_s, why)
+        self._expected_ready = time.monotonic() + delay_s + self._load_s
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._stopping.wait(), delay_s)
+
+    def _end_requests(self, why: str) -> None:
+        if not self._stopping.is_set():
+            stopped = EngineError("the engine stopped before this request was finished; please retry")
+            self._end_all(EngineState.FAILED, why, stopped)
+
+    def _on_message(self, message: ToParent) -> None:
+        match message:
+            case StepOutput():
+                self._deliver(message)
+            case Replies(events):
+                self._mailboxes.deliver(events)
+            case Loading(done, total, name):
+                self._on_loading(done, total, name)
+            case Ready(info):
+                self._on_ready(info)
+            case LoadFailed(reason):
+                self._load_failure = reason
+
+    def _on_loading(self, done: int, total: int, name: str) -> None:
+        if self._on_progress is not None:
+            self._on_progress(done, total, name)
+
+    def _on_ready(self, info: ModelInfo) -> None:
+        if not self._stopping.is_set():
+            self._ready_since = time.monotonic()
+            self._load_s = self._ready_since - self._load_began
+            self._set_ready(info)

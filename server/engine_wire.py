@@ -1,0 +1,94 @@
+"""The messages between `EngineProcess` and its child, and the pipe that carries them.
+
+Both ends are this project, started by each other, so pickle is safe here; nothing else can reach the pipe.
+"""
+
+from __future__ import annotations
+
+import pickle
+import threading
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Generic, TypeVar
+
+from server.types import EngineConfig, Event, GenerateRequest, ModelInfo, StepOutput
+
+
+@dataclass(frozen=True, slots=True)
+class Build:
+    """First message to the child: what to run. factory: "module:function"."""
+
+    factory: str
+    config: EngineConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Abort:
+    """End a request early."""
+
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Free everything and exit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loading:
+    """The child loads: `done` of `total` parts, now `name`."""
+
+    done: int
+    total: int
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The child is loaded and warmed up; from here on its step outputs are its heartbeat."""
+
+    info: ModelInfo
+
+
+@dataclass(frozen=True, slots=True)
+class LoadFailed:
+    """The child could not load, for this one-line reason, and exits."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Replies:
+    """Events that answer a submission at once, between two steps."""
+
+    events: tuple[Event, ...]
+
+
+ToChild = Build | GenerateRequest | Abort | Stop
+ToParent = Loading | Ready | LoadFailed | Replies | StepOutput
+
+Sent = TypeVar("Sent")
+Received = TypeVar("Received")
+
+
+class Channel(Generic[Sent, Received]):
+    """One end of the pipe. Any thread may send; one thread receives."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._sending = threading.Lock()
+
+    def send(self, message: Sent) -> None:
+        """Pickle and write one message; blocks while the pipe is full. Raises OSError if the peer is gone."""
+        data = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
+        with self._sending:
+            self._connection.send_bytes(data)
+
+    def receive(self) -> Received:
+        """The next message; waits for it. Raises EOFError or OSError if the peer is gone."""
+        message: Received = pickle.loads(self._connection.recv_bytes())
+        return message
+
+    def close(self) -> None:
+        """Close this end. Not while another thread sends or receives."""
+        self._connection.close()

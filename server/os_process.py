@@ -1,0 +1,65 @@
+"""What a child process owes its parent: ignore the stop signals, and never outlive it. Linux first.
+
+Only Linux has PR_SET_PDEATHSIG; elsewhere the closed pipe alone tells a child that its parent is gone.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent(parent_pid: int) -> None:
+    """Have the kernel send SIGKILL to this process when its parent dies, however it dies.
+
+    The kernel watches the *thread* that started this process: start children from a thread that lives
+    as long as the parent, which means the main thread or the one that runs the event loop.
+    parent_pid: the parent as it knows itself; exits at once if that process is gone already.
+    """
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
+            raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
+    if os.getppid() != parent_pid:
+        os._exit(0)
+
+
+def ignore_stop_signals() -> None:
+    """Ignore SIGINT and SIGTERM: the parent decides when this process ends.
+
+    Also undoes the mask of `stop_signals_blocked`, under which it was started.
+    """
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+
+
+@contextmanager
+def stop_signals_blocked() -> Iterator[None]:
+    """Start a child inside this block and it inherits the mask.
+
+    Without it, a Ctrl-C would kill the child in the moment between exec and `ignore_stop_signals`.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def describe_exit(returncode: int) -> str:
+    """How a process ended, in words. returncode: as `subprocess` gives it, negative for a signal."""
+    if returncode >= 0:
+        return f"exited with status {returncode}"
+    try:
+        name = signal.Signals(-returncode).name
+    except ValueError:
+        name = f"signal {-returncode}"
+    return f"killed by {name}"
