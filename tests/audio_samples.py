@@ -1,4 +1,4 @@
-"""Makers of clips for tests: every format that the server takes, encoded in memory, nothing read from disk."""
+"""Makers of clips for tests: every format the server takes, encoded in memory, nothing read from disk."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ LOSSLESS: dict[str, Encoder] = {
     "flac 16": _with_soundfile("FLAC", "PCM_16"),
     "flac 24": _with_soundfile("FLAC", "PCM_24"),
     "m4a alac": _with_av("ipod", "alac"),
-    "mkv flac": _with_av("matroska", "flac"),
+    "mkv pcm": _with_av("matroska", "pcm_s16le"),
 }
 """Containers that keep every sample to within their own step; any rate."""
 
