@@ -61,9 +61,9 @@ class FakeCore:
         self._num_steps = 0
 
     def submit(self, request: GenerateRequest) -> tuple[Event, ...]:
-        commands = dict((word.split("=") + [""])[:2] for word in request.prompt.split())
+        commands = dict(([*word.split("="), ""])[:2] for word in request.prompt.split())
         if "submit-raises" in commands:
-            raise KeyError("secret words of the client")
+            raise KeyError(request.prompt)
         if "refuse" in commands:
             return (Failed(request.request_id, InvalidRequest("no", param="prompt")),)
         with self._changed:
@@ -76,7 +76,7 @@ class FakeCore:
     def abort(self, request_id: str) -> None:
         with self._changed, self._log.open("a", encoding="ascii") as log:
             self._aborted.add(request_id)
-            print(request_id, file=log)  # noqa: T201
+            print(request_id, file=log)
 
     def wait(self, timeout_s: float) -> bool:
         with self._changed:
@@ -101,6 +101,8 @@ class FakeCore:
             for request_id in self._aborted:
                 self._live.pop(request_id, None)
             self._aborted.clear()
+        if any("slow" in live.commands or "wait" in live.commands for live in self._live.values()):
+            time.sleep(0.01)
         for live in list(self._live.values()):
             events += self._advance(live)
         self._num_steps += 1
@@ -131,20 +133,19 @@ def _words(request: GenerateRequest, commands: dict[str, str]) -> deque[str]:
 
 
 def _misbehave(commands: dict[str, str]) -> None:
-    if "slow" in commands or "wait" in commands:
-        time.sleep(0.01)
     if "hang" in commands:
         time.sleep(3600)
     if "exit" in commands:
         os._exit(3)
     if "raise" in commands:
-        raise ValueError("secret words of the client")
+        raise ValueError(" ".join(commands))
 
 
 def build_core(config: EngineConfig, progress: Callable[[int, int, str], None] | None) -> FakeCore:
     """Counts its calls in `model_dir/builds`, so that a test can let only the first or second one fail."""
     builds = config.model_dir / "builds"
-    builds.open("a").write("x")
+    with builds.open("a") as count:
+        count.write("x")
     if progress is not None:
         progress(1, 2, "half")
         progress(2, 2, "all")
