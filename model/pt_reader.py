@@ -19,7 +19,7 @@ from model.convert_pickle import MAX_BYTES, Opaque, PickleError, Symbol, read_pi
 from model.convert_zip import StoredZip
 from model.safetensors_files import CheckpointError
 
-PIECE_BYTES = 16 * 2**20
+PIECE_BYTES = 4 * 2**20
 """Bytes of a contiguous tensor that are read at once."""
 STORAGE_DTYPES = {
     "torch DoubleStorage": torch.float64,

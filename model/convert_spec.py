@@ -1,0 +1,282 @@
+"""Reads model sizes that are given in the names of the Hugging Face configurations.
+
+A field is kept if our configuration has it, refused unless it has the one value that the code computes with
+if it would change the mathematics, ignored if it cannot, and refused by name if nobody here knows it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from model.config import (
+    PROJECTIONS,
+    SAMPLE_RATE,
+    ConfigError,
+    LlamaConfig,
+    LoraConfig,
+    PromptAdapterConfig,
+    WavLMEncoderConfig,
+    WhisperEncoderConfig,
+)
+
+Fields = dict[str, Any]
+
+DEFAULT_WINDOW_SECONDS = 30
+"""WhisperFeatureExtractor's chunk_length where it is left out."""
+NUM_CONVOLUTIONS = 7
+"""Of WavLM's front end where the specification lists none."""
+DEFAULT_ROPE = "default"
+FEATURE_NORMS = ("group", "layer")
+CHOSEN_BY_TRAINING = (
+    r".*dropout|.*layerdrop|apply_spec_augment|mask_.*|init_std|initializer_range|init_lora_weights"
+)
+DESCRIPTIVE = (
+    r"architectures|model_type|torch_dtype|dtype|transformers_version|_name_or_path|use_cache|return_dict"
+    r"|output_hidden_states|output_attentions|is_encoder_decoder|id2label|label2id|problem_type|tokenizer_class"
+    r"|chunk_size_feed_forward|processor_class|feature_extractor_type|pretraining_tp"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What a section of Hugging Face names may hold besides the fields of our configuration.
+
+    fixed: fields that must have this value. ignored: a pattern of fields that make no difference here.
+    """
+
+    known: frozenset[str]
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    ignored: str = "$^"
+
+    def pick(self, section: Any, place: str) -> Fields:
+        """The fields that our configuration has. Raises ConfigError that names a field that is refused."""
+        if not isinstance(section, dict):
+            raise ConfigError(f"{place}: expected an object, got {type(section).__name__}")
+        for name, value in section.items():
+            if name in self.fixed and value != self.fixed[name]:
+                raise ConfigError(f"{place}.{name}: {value!r} is not supported, only {self.fixed[name]!r}")
+            if name not in self.known and name not in self.fixed and not self._is_ignored(name):
+                raise ConfigError(f"{place}.{name}: unknown field")
+        kept = {name: value for name, value in section.items() if name in self.known}
+        _check_sizes(kept, place)
+        return kept
+
+    def _is_ignored(self, name: str) -> bool:
+        return re.fullmatch(f"{CHOSEN_BY_TRAINING}|{DESCRIPTIVE}|{self.ignored}", name) is not None
+
+
+def _check_sizes(section: Fields, place: str) -> None:
+    for name, value in section.items():
+        numbers = value if isinstance(value, list) else [value]
+        is_size = not name.endswith("_id") and not name.endswith("_ids")
+        if is_size and any(type(number) is int and number <= 0 for number in numbers):
+            raise ConfigError(f"{place}.{name}: {value!r} is not positive")
+
+
+def _names(config: type) -> frozenset[str]:
+    return frozenset(f.name for f in dataclasses.fields(config))
+
+
+WHISPER = Rules(
+    _names(WhisperEncoderConfig),
+    fixed={"activation_function": "gelu", "scale_embedding": False},
+    ignored=(
+        r"decoder_.*|vocab_size|(bos|eos|pad)_token_id|max_target_positions|max_length|num_hidden_layers"
+        r"|suppress_tokens|begin_suppress_tokens|forced_decoder_ids|use_weighted_layer_sum|tie_word_embeddings"
+        r"|classifier_proj_size|median_filter_width"
+    ),
+)
+WAVLM = Rules(
+    _names(WavLMEncoderConfig),
+    fixed={"hidden_act": "gelu", "add_adapter": False},
+    ignored=(
+        r"vocab_size|(bos|eos|pad)_token_id|ctc_.*|tdnn_.*|xvector_output_dim|.*codevector.*|num_negatives"
+        r"|contrastive_logits_temperature|diversity_loss_weight|num_ctc_classes|use_weighted_layer_sum"
+        r"|classifier_proj_size|adapter_(kernel_size|stride)|num_adapter_layers|output_hidden_size"
+        r"|num_feat_extract_layers|freeze_feat_extract_train|no_mask_.*|replace_prob"
+    ),
+)
+LLAMA = Rules(
+    _names(LlamaConfig),
+    fixed={"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "partial_rotary_factor": 1.0},
+    ignored="pad_token_id|max_length|max_sequence_length",
+)
+LORA = Rules(
+    _names(LoraConfig),
+    fixed={"bias": "none", "use_dora": False, "use_rslora": False, "fan_in_fan_out": False},
+    ignored="peft_type|task_type|inference_mode|base_model_name_or_path",
+)
+PROMPT_ADAPTER = Rules(_names(PromptAdapterConfig))
+WHISPER_FEATURES = Rules(
+    frozenset(("chunk_length", "feature_size")),
+    fixed={
+        "sampling_rate": SAMPLE_RATE,
+        "hop_length": 160,
+        "n_fft": 400,
+        "padding_value": 0.0,
+        "padding_side": "right",
+        "dither": 0.0,
+    },
+    ignored="return_attention_mask|n_samples|nb_max_frames|mel_filters",
+)
+WAVLM_FEATURES = Rules(
+    frozenset(("do_normalize",)),
+    fixed={"feature_size": 1, "sampling_rate": SAMPLE_RATE, "padding_value": 0.0, "padding_side": "right"},
+    ignored="return_attention_mask",
+)
+SECTIONS = frozenset(("whisper", "wavlm", "llama", "lora", "prompt_adapter", "feature_extractors"))
+
+
+def read_spec(path: Path) -> Fields:
+    """A specification file as fields of SpeechLLMConfig, without those that it leaves out.
+
+    Raises ConfigError that names the file and the field.
+    """
+    spec = read_json(path)
+    try:
+        return _spec_fields(spec)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def read_json(path: Path) -> Fields:
+    """A JSON object. Raises ConfigError with the path if there is none."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: {error}") from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: expected an object, got {type(data).__name__}")
+    return data
+
+
+def llama_fields(section: Any, place: str) -> Fields:
+    """Fields of LlamaConfig from those of transformers' one, of any of its versions.
+
+    Raises ConfigError for what would change the mathematics: biases, rotary scaling, odd head sizes.
+    """
+    if not isinstance(section, dict):
+        raise ConfigError(f"{place}: expected an object, got {type(section).__name__}")
+    plain = dict(section)
+    head_dim = plain.pop("head_dim", None)
+    rope = {name: plain.pop(name, None) for name in ("rope_parameters", "rope_scaling")}
+    fields = LLAMA.pick(plain, place)
+    for name, value in rope.items():
+        fields |= _rope_theta(value, fields, f"{place}.{name}")
+    heads, hidden = fields.get("num_attention_heads"), fields.get("hidden_size")
+    if head_dim is not None and isinstance(heads, int) and head_dim * heads != hidden:
+        raise ConfigError(f"{place}.head_dim: {head_dim} is not hidden_size / num_attention_heads")
+    return fields
+
+
+def _rope_theta(rope: Any, fields: Fields, place: str) -> Fields:
+    """The base frequency that transformers 5 keeps in `rope_parameters`."""
+    if rope is None:
+        return {}
+    if not isinstance(rope, dict):
+        raise ConfigError(f"{place}: expected an object, got {type(rope).__name__}")
+    for name, value in rope.items():
+        if name in ("rope_type", "type") and value != DEFAULT_ROPE:
+            raise ConfigError(f"{place}.{name}: {value!r} is not supported, only {DEFAULT_ROPE!r}")
+        if name not in ("rope_type", "type", "rope_theta"):
+            raise ConfigError(f"{place}.{name}: unknown field")
+    theta = rope.get("rope_theta")
+    if theta is None:
+        return {}
+    if theta != fields.get("rope_theta", theta):
+        raise ConfigError(f"{place}.rope_theta: {theta!r} contradicts rope_theta {fields['rope_theta']!r}")
+    return {"rope_theta": theta}
+
+
+def _spec_fields(spec: Fields) -> Fields:
+    unknown = sorted(set(spec) - SECTIONS)
+    if unknown:
+        raise ConfigError(f"{', '.join(unknown)}: unknown field")
+    fields: Fields = {
+        "whisper": _whisper_fields(_section(spec, "whisper")),
+        "wavlm": _wavlm_fields(_section(spec, "wavlm")),
+        "llama": _published_llama_fields(_section(spec, "llama")),
+        "lora": _lora_fields(spec.get("lora", {})),
+        "prompt_adapter": PROMPT_ADAPTER.pick(spec.get("prompt_adapter", {}), "prompt_adapter"),
+    }
+    return fields | _feature_fields(spec.get("feature_extractors", {}), fields["whisper"])
+
+
+def _section(spec: Fields, name: str) -> Any:
+    if name not in spec:
+        raise ConfigError(f"{name}: missing")
+    return spec[name]
+
+
+def _wavlm_fields(section: Any) -> Fields:
+    fields = WAVLM.pick(section, "wavlm")
+    norm = fields.get("feat_extract_norm", FEATURE_NORMS[0])
+    if norm not in FEATURE_NORMS:
+        raise ConfigError(f"wavlm.feat_extract_norm: {norm!r} is not one of {', '.join(FEATURE_NORMS)}")
+    _check_heads(fields, "hidden_size", "num_attention_heads", "wavlm")
+    lists = [fields.get(name, [0] * NUM_CONVOLUTIONS) for name in ("conv_dim", "conv_kernel", "conv_stride")]
+    if len({len(value) for value in lists if isinstance(value, list)}) > 1:
+        raise ConfigError("wavlm.conv_dim: conv_dim, conv_kernel and conv_stride differ in length")
+    return fields
+
+
+def _whisper_fields(section: Any) -> Fields:
+    fields = WHISPER.pick(section, "whisper")
+    _check_heads(fields, "d_model", "encoder_attention_heads", "whisper")
+    return fields
+
+
+def _check_heads(fields: Fields, size_name: str, heads_name: str, place: str) -> None:
+    size, heads = fields.get(size_name), fields.get(heads_name)
+    if isinstance(size, int) and isinstance(heads, int) and size % heads:
+        raise ConfigError(f"{place}.{heads_name}: {heads} does not divide {size_name}, {size}")
+
+
+def _published_llama_fields(section: Any) -> Fields:
+    if isinstance(section, dict) and section.get("tie_word_embeddings"):
+        raise ConfigError("llama.tie_word_embeddings: True is not supported, the checkpoint has both tensors")
+    return llama_fields(without(section, "tie_word_embeddings"), "llama")
+
+
+def without(section: Any, name: str) -> Any:
+    """`section` less one field, if it is an object."""
+    return {k: v for k, v in section.items() if k != name} if isinstance(section, dict) else section
+
+
+def _lora_fields(section: Any) -> Fields:
+    """alpha has no say here, since the prompt adapter's scale replaces alpha / r, unless it is not r."""
+    fields = LORA.pick(without(section, "lora_alpha"), "lora")
+    alpha = section.get("lora_alpha")
+    if alpha is not None and alpha != fields.get("r", alpha):
+        raise ConfigError(f"lora.lora_alpha: {alpha!r} is not r; the prompt adapter sets the scale")
+    if isinstance(fields.get("target_modules"), list):
+        fields["target_modules"] = in_order(fields["target_modules"])
+    return fields
+
+
+def in_order(modules: list[Any]) -> list[Any]:
+    """Projections in the order of PROJECTIONS, without doubles; unknown ones stay for the refusal."""
+    unknown = [module for module in modules if module not in PROJECTIONS]
+    return [module for module in PROJECTIONS if module in modules] + unknown
+
+
+def _feature_fields(section: Any, whisper: Fields) -> Fields:
+    extractors = Rules(frozenset(("whisper", "wavlm"))).pick(section, "feature_extractors")
+    of_whisper = WHISPER_FEATURES.pick(extractors.get("whisper", {}), "feature_extractors.whisper")
+    num_mel_bins = whisper.get("num_mel_bins", 80)
+    if of_whisper.get("feature_size", num_mel_bins) != num_mel_bins:
+        raise ConfigError(
+            f"feature_extractors.whisper.feature_size: not whisper.num_mel_bins, {num_mel_bins}"
+        )
+    fields = {"window_seconds": of_whisper.get("chunk_length", DEFAULT_WINDOW_SECONDS)}
+    if "wavlm" in extractors:
+        of_wavlm = WAVLM_FEATURES.pick(extractors["wavlm"], "feature_extractors.wavlm")
+        # Wav2Vec2FeatureExtractor normalises where nothing is said
+        fields["wavlm_do_normalize"] = of_wavlm.get("do_normalize", True)
+    return fields
