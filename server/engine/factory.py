@@ -10,7 +10,7 @@ from typing import Protocol
 from server.errors import EngineError, ServerError
 from server.types import EngineConfig, EngineStats, Event, GenerateRequest, ModelInfo, StepOutput
 
-DEFAULT_CORE = "server.engine.core:build_core"
+DEFAULT_CORE = "server.engine.build:build_core"
 
 Progress = Callable[[int, int, str], None]
 """Called while loading with (done, total, name of the part)."""

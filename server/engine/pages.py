@@ -17,13 +17,17 @@ class OutOfPages(Exception):
 
 
 class PagePool:
-    """`num_pages` pages of `page_size` token slots, shared by reference count."""
+    """`num_pages` pages of `page_size` token slots, shared by reference count.
+
+    num_cached: free pages that still hold reusable tokens. reuse: False keeps no contents at all.
+    """
 
     def __init__(self, num_pages: int, page_size: int, *, reuse: bool = True) -> None:
         self.num_pages = num_pages
         self.page_size = page_size
         self.reuse = reuse
         self._references = [0] * num_pages
+        self.num_cached = 0
         self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(num_pages))
         self._hash_of: dict[int, bytes] = {}
         self._page_of: dict[bytes, int] = {}
@@ -37,11 +41,6 @@ class PagePool:
     def num_used(self) -> int:
         """Pages held by live sequences."""
         return self.num_pages - len(self._free)
-
-    @property
-    def num_cached(self) -> int:
-        """Free pages that still hold reusable tokens."""
-        return sum(page in self._hash_of for page in self._free)
 
     def allocate(self) -> int:
         """The page unused longest, its old contents forgotten, for one owner. Raises OutOfPages."""
@@ -58,7 +57,9 @@ class PagePool:
             self._references[page] -= 1
             if self._references[page] == 0:
                 self._free[page] = None
-                if page not in self._hash_of:
+                if page in self._hash_of:
+                    self.num_cached += 1
+                else:
                     self._free.move_to_end(page, last=False)
 
     def match(self, hashes: Iterable[bytes]) -> list[int]:
@@ -68,8 +69,10 @@ class PagePool:
             page = self._page_of.get(key)
             if page is None:
                 break
+            if self._references[page] == 0:
+                del self._free[page]
+                self.num_cached -= 1
             self._references[page] += 1
-            self._free.pop(page, None)
             pages.append(page)
         return pages
 
@@ -83,6 +86,7 @@ class PagePool:
         key = self._hash_of.pop(page, None)
         if key is not None:
             del self._page_of[key]
+            self.num_cached -= 1
 
     def check_integrity(self, tables: Sequence[Sequence[int]]) -> None:
         """Recount from the block tables of all live sequences. Raises AssertionError on any difference."""
@@ -93,6 +97,7 @@ class PagePool:
                 counted[page] += 1
         assert counted == self._references, "reference counts differ from the block tables"
         assert set(self._free) == {p for p, n in enumerate(counted) if n == 0}, "free list is wrong"
+        assert self.num_cached == sum(p in self._hash_of for p in self._free), "cached pages miscounted"
         assert {k: p for p, k in self._hash_of.items()} == self._page_of, "hash maps differ"
 
 

@@ -41,6 +41,11 @@ class ResultCache(Generic[Waiter]):
         """Keys that somebody waits for, oldest first."""
         return tuple(self._pending)
 
+    @property
+    def ready(self) -> frozenset[bytes]:
+        """Keys whose results are there."""
+        return frozenset(key for key, entry in self._entries.items() if entry.ready)
+
     def is_pending(self, key: bytes) -> bool:
         """Whether somebody waits for the result."""
         return key in self._pending

@@ -252,11 +252,11 @@ class Scheduler:
     # Picking work.
 
     def _pick_clips(self) -> list[bytes]:
-        """Oldest pending clips within the audio budget, always at least one."""
+        """Oldest pending clips within the audio budget (in whole windows), always at least one."""
         picked: list[bytes] = []
         seconds = 0.0
         for key in self.clips.pending:
-            seconds += self.clips.waiters(key)[0].audio_seconds
+            seconds += self.clips.waiters(key)[0].encode_seconds
             if picked and seconds > self.limits.encode_seconds:
                 break
             picked.append(key)
@@ -318,7 +318,7 @@ class Scheduler:
             return False
         self._running[sequence.order] = sequence
         sequence.num_computed = len(sequence.pages) * size
-        if not sequence.generated:
+        if sequence.num_cached is None:
             sequence.num_cached = sequence.num_computed
         return True
 
@@ -376,10 +376,15 @@ class Scheduler:
             for sequence in self.clips.waiters(key):
                 self._enter(sequence, Stage.ENCODING, now)
         for chunk in batch.prefills:
-            owner = chunk.owner
-            readers = (owner,) if isinstance(owner, Sequence) else self.scales.waiters(owner.instruction_key)
-            for sequence in readers:
+            for sequence in self._readers(chunk.owner):
                 self._enter(sequence, Stage.PREFILLING, now)
+
+    def _readers(self, owner: Owner) -> list[Sequence]:
+        """Whose prefill this is; an instruction read while the clip is yet to be encoded counts for nobody."""
+        if isinstance(owner, Sequence):
+            return [owner]
+        waiters = self.scales.waiters(owner.instruction_key)
+        return [s for s in waiters if not s.prompt.audio_key or self.clips.is_ready(s.prompt.audio_key)]
 
     def _enter(self, sequence: Sequence, stage: Stage, now: float) -> None:
         if not sequence.started:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import hashlib
 from dataclasses import dataclass, field
+from typing import Any
 
 from server.engine.pages import next_hash
 from server.types import SamplingParams, Stage
@@ -77,7 +78,9 @@ class Sequence:
     """One request: its prompt, what it has generated, the pages it holds.
 
     order: position in the order of arrival; decides who goes first and who gives way.
+    audio_seconds: length of its clip. encode_seconds: the same in whole encoder windows, what encoding costs.
     num_computed: tokens whose keys and values are in the cache. pages: its block table.
+    num_cached: prompt tokens that it found in the cache when it first began.
     """
 
     request_id: str
@@ -89,6 +92,7 @@ class Sequence:
     timeline: Timeline
     instruction_key: bytes
     audio_seconds: float = 0.0
+    encode_seconds: float = 0.0
     deadline: float = float("inf")
     queue_deadline: float = float("inf")
     phase: Phase = Phase.WAITING
@@ -97,7 +101,7 @@ class Sequence:
     pages: list[int] = field(default_factory=list)
     page_hashes: list[bytes] = field(default_factory=list)
     num_computed: int = 0
-    num_cached: int = 0
+    num_cached: int | None = None
 
     def __len__(self) -> int:
         """Prompt and generated tokens."""
@@ -140,7 +144,8 @@ class Sequence:
 class AdapterPass:
     """The prompt adapter's pass over one instruction: a prefill with the LoRA off, whose KV is thrown away.
 
-    order: that of the first request that needs it. Its hidden states are gathered by the runner.
+    order: that of the first request that needs it. gathered: the hidden states so far, kept here by the
+    runner so that they go when the pass goes; nobody else looks at them.
     """
 
     instruction_key: bytes
@@ -148,6 +153,7 @@ class AdapterPass:
     ids: tuple[int, ...]
     pages: list[int] = field(default_factory=list)
     num_computed: int = 0
+    gathered: list[Any] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -1,0 +1,175 @@
+"""From an `EngineConfig` to a warm engine: device, weights, merge, sizes measured from memory, warm-up."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import psutil
+import torch
+
+from model.checkpoint import load_model
+from model.config import SAMPLE_RATE, ConfigError, SpeechLLMConfig
+from model.kv_cache import KVCache
+from model.prompt import adapter_ids, build_prompt
+from model.speech_llm import SpeechLLM
+from model.tokenizer import Tokenizer
+from server.engine.core import EngineCore
+from server.engine.intake import Intake
+from server.engine.pages import PagePool
+from server.engine.result_cache import ResultCache
+from server.engine.runner import Runner
+from server.engine.scheduler import Scheduler, SchedulerLimits
+from server.engine.sequence import Sequence
+from server.errors import EngineError
+from server.types import EngineConfig, Failed, GenerateRequest, ModelInfo, SamplingParams
+
+Progress = Callable[[int, int, str], None]
+
+DTYPES = {
+    "float64": torch.float64,
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+MAX_SCALES = 4096
+"""Instructions whose scale is remembered; each takes one row of D numbers."""
+ANSWER_ROOM = 64
+"""Tokens kept free of audio when the longest clip is worked out."""
+LONGEST_CLIP_S = 120
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """What the engine has room for."""
+
+    max_batch_size: int
+    max_batch_tokens: int
+    num_pages: int
+
+
+def build_core(config: EngineConfig, progress: Progress | None = None) -> EngineCore:
+    """Load, merge, size, warm up. Raises ConfigError, CheckpointError, TokenizerError or EngineError."""
+    device = pick_device(config.device)
+    dtype = pick_dtype(config.dtype, device)
+    if config.num_threads is not None:
+        torch.set_num_threads(config.num_threads)
+    if dtype == torch.float32:
+        # float32 means float32: TF32 keeps 10 bits of mantissa and would move answers.
+        torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.allow_tf32 = False
+    model, tokenizer = load_model(config.model_dir, device, dtype, progress)
+    if config.merge_prompt is not None:
+        model.merge(model.prompt_scale(adapter_ids(tokenizer, config.merge_prompt)))
+    step_ms = config.encoder_step_ms or (10.0 if device.type == "cuda" else 100.0)
+    encode_seconds = warm_up(config, model, tokenizer, step_ms / 1e3)
+    core = assemble(config, model, tokenizer, measure(config, model))
+    core.scheduler.limits.encode_seconds = encode_seconds
+    return core
+
+
+def assemble(config: EngineConfig, model: SpeechLLM, tokenizer: Tokenizer, sizes: Sizes) -> EngineCore:
+    """An engine of these sizes around a loaded model."""
+    llama = model.config.llama
+    token_bytes = llama.hidden_size * model.dtype.itemsize
+    max_context = min(llama.max_position_embeddings, sizes.num_pages * config.page_size)
+    scheduler = Scheduler(
+        SchedulerLimits(sizes.max_batch_size, sizes.max_batch_tokens),
+        PagePool(sizes.num_pages, config.page_size, reuse=config.prefix_cache),
+        clips=ResultCache[Sequence](int(config.encoder_cache_mb * 2**20)),
+        scales=ResultCache[Sequence](MAX_SCALES),
+        clip_token_cost=token_bytes,
+    )
+    runner = Runner(model, sizes.num_pages, config.page_size)
+    intake = Intake(model.config, tokenizer, max_context, config.merge_prompt)
+    info = ModelInfo(
+        name=config.served_name or model.config.name,
+        max_context_tokens=max_context,
+        max_audio_seconds=longest_clip(model.config, tokenizer, max_context),
+        vocab_size=llama.vocab_size,
+        num_parameters=model.num_parameters,
+        dtype=str(model.dtype).removeprefix("torch."),
+        device=str(model.device),
+        random_weights=model.config.random_weights,
+        merged_prompt=config.merge_prompt,
+    )
+    return EngineCore(info, intake, scheduler, runner, tokenizer)
+
+
+def pick_device(name: str) -> torch.device:
+    """"auto" is the first GPU, else the CPU. Raises ConfigError for one that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"device: {name!r} is not a device") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"device: {name!r} is not available on this machine")
+    return device
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """"auto" is float32 on a CPU and bfloat16 on a GPU. Raises ConfigError for an unknown name."""
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    if name not in DTYPES:
+        raise ConfigError(f"dtype: {name!r} is not among {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def measure(config: EngineConfig, model: SpeechLLM) -> Sizes:
+    """Batch and page numbers, from the free memory where the configuration leaves them open.
+
+    More pages than all sequences at full length could hold are never taken.
+    """
+    on_gpu = model.device.type == "cuda"
+    batch_size = config.max_batch_size or (128 if on_gpu else 32)
+    batch_tokens = max(config.max_batch_tokens or (2048 if on_gpu else 512), batch_size + 1)
+    llama = model.config.llama
+    longest = math.ceil(llama.max_position_embeddings / config.page_size)
+    if config.num_pages is not None:
+        return Sizes(batch_size, batch_tokens, config.num_pages)
+    free = torch.cuda.mem_get_info(model.device)[0] if on_gpu else psutil.virtual_memory().available
+    share = config.kv_cache_fraction or (0.85 if on_gpu else 0.3)
+    page_bytes = KVCache.bytes_per_page(llama, config.page_size, model.dtype)
+    num_pages = min(int(free * share) // page_bytes, longest * batch_size)
+    if num_pages < 1:
+        raise EngineError(f"no memory for the KV cache: {free / 2**20:.0f} MiB free after loading")
+    return Sizes(batch_size, batch_tokens, num_pages)
+
+
+def longest_clip(config: SpeechLLMConfig, tokenizer: Tokenizer, max_context: int) -> float:
+    """Whole seconds of audio that leave room for the template and a short answer, at most two minutes."""
+    prompt = build_prompt(tokenizer, config.llama.bos_token_id, "", None, audio=True)
+    room = max_context - len(prompt.left_ids) - len(prompt.right_ids) - ANSWER_ROOM
+    fitting = (s for s in range(LONGEST_CLIP_S, 0, -1) if config.num_audio_tokens(s * SAMPLE_RATE) <= room)
+    return float(next(fitting, 0))
+
+
+def warm_up(config: EngineConfig, model: SpeechLLM, tokenizer: Tokenizer, step_s: float) -> float:
+    """Answer two clips through every stage, in an engine of its own that leaves no trace.
+
+    Returns how many seconds of audio, in whole encoder windows and at least one, fit an encoder step of
+    `step_s`, as measured on the second clip. Raises EngineError if the engine cannot answer.
+    """
+    pages = math.ceil(model.config.llama.max_position_embeddings / config.page_size)
+    core = assemble(config, model, tokenizer, Sizes(1, 512, min(pages, config.num_pages or pages)))
+    seconds = max(1, min(model.config.window_seconds, int(core.info.max_audio_seconds)))
+    encode_s = 0.0
+    for turn in range(2):
+        noise = 0.1 * np.random.default_rng(turn).standard_normal(seconds * SAMPLE_RATE, dtype=np.float32)
+        prompt = "Warm up." if config.merge_prompt is None else config.merge_prompt
+        request = GenerateRequest(f"warm-up-{turn}", prompt, noise, bytes([turn]) * 32, SamplingParams(4))
+        events = list(core.submit(request))
+        while core.wait(0.0):
+            output = core.step()
+            events += output.events
+            encode_s = sum(run.seconds for run in output.encoder_runs) or encode_s
+        failures = [event.error for event in events if isinstance(event, Failed)]
+        if failures:
+            raise EngineError(f"warm-up failed: {failures[0].message}") from failures[0]
+    windows = max(1, int(step_s / encode_s)) if encode_s else 1
+    return windows * float(model.config.window_seconds)

@@ -1,0 +1,308 @@
+"""The engine proper: `step()` schedules, computes, commits. No thread and no process of its own.
+
+`submit` and `abort` may come from any thread and only leave a note in the inbox; everything else belongs
+to the one thread that steps.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+
+import numpy as np
+import numpy.typing as npt
+
+from model.tokenizer import Tokenizer
+from server.engine.detokenizer import Detokenizer
+from server.engine.intake import Intake
+from server.engine.runner import Results, Runner
+from server.engine.scheduler import Batch, Scheduler
+from server.engine.sequence import AdapterPass, Sequence
+from server.errors import DeadlineExceeded, EngineError, ServerError
+from server.types import (
+    Accepted,
+    Delta,
+    EngineStats,
+    EngineTimings,
+    Event,
+    Failed,
+    Finished,
+    FinishReason,
+    GenerateRequest,
+    ModelInfo,
+    StageChanged,
+    StepOutput,
+    Usage,
+)
+
+logger = logging.getLogger(__name__)
+
+Waveform = npt.NDArray[np.float32]
+FAILED = "the engine failed on this request"
+
+
+class EngineCore:
+    """Scheduler, runner and detokenizers behind one inbox. Built by `server.engine.build.build_core`."""
+
+    def __init__(
+        self, info: ModelInfo, intake: Intake, scheduler: Scheduler, runner: Runner, tokenizer: Tokenizer
+    ) -> None:
+        self.info = info
+        self.scheduler = scheduler
+        self.runner = runner
+        self._intake = intake
+        self._tokenizer = tokenizer
+        self._inbox: deque[tuple[Sequence, Waveform | None] | str] = deque()
+        self._arrived = threading.Condition()
+        self._waveforms: dict[str, Waveform] = {}
+        self._detokenizers: dict[str, Detokenizer] = {}
+        self._events: list[Event] = []
+        self._num_steps = 0
+        self._is_checked = True
+
+    # From any thread.
+
+    def submit(self, request: GenerateRequest) -> tuple[Event, ...]:
+        """Validate and queue. Returns (Accepted,), or (Failed,) with what is wrong."""
+        try:
+            with self._arrived:
+                sequence = self._intake.sequence(request)
+                position = self.scheduler.num_waiting + len(self._inbox)
+                self._inbox.append((sequence, request.waveform))
+                self._arrived.notify()
+        except ServerError as error:
+            return (Failed(request.request_id, error),)
+        prompt = sequence.prompt
+        return (Accepted(request.request_id, position, len(prompt), prompt.num_audio),)
+
+    def abort(self, request_id: str) -> None:
+        """End a request early, at the start of the next step; unknown ids are ignored."""
+        with self._arrived:
+            self._inbox.append(request_id)
+            self._arrived.notify()
+
+    def stats(self) -> EngineStats:
+        """Gauges and counters of this moment."""
+        scheduler, pages = self.scheduler, self.scheduler.pages
+        return EngineStats(
+            num_requests_running=scheduler.num_running,
+            num_requests_waiting=scheduler.num_waiting,
+            queue_audio_seconds=scheduler.waiting_audio_seconds,
+            kv_cache_usage=pages.num_used / pages.num_pages,
+            kv_cache_cached=pages.num_cached / pages.num_pages,
+            encoder_cache_hits=scheduler.clips.hits,
+            encoder_cache_misses=scheduler.clips.misses,
+            encoder_cache_evictions=scheduler.clips.evictions,
+            encoder_cache_bytes=scheduler.clips.cost,
+            prompt_cache_hits=scheduler.scales.hits,
+            prompt_cache_misses=scheduler.scales.misses,
+            num_preemptions=scheduler.num_preemptions,
+            num_steps=self._num_steps,
+        )
+
+    # From the thread that steps.
+
+    def wait(self, timeout_s: float) -> bool:
+        """Block until there is work (True) or the time is up (False); an idle engine checks its books."""
+        if self.scheduler.has_work or self._inbox:
+            return True
+        with self._arrived:
+            if self._arrived.wait_for(lambda: bool(self._inbox), timeout_s):
+                return True
+        if not self._is_checked:
+            self.check_integrity()
+            self._is_checked = True
+        return False
+
+    def step(self) -> StepOutput:
+        """One turn: take the inbox, end what is overdue, schedule, compute, commit."""
+        self._num_steps += 1
+        self._is_checked = False
+        now = time.monotonic()
+        self._take_inbox()
+        for sequence in self.scheduler.expired(now):
+            self._fail(sequence, DeadlineExceeded("the request's deadline passed before it was answered"))
+        batch = self.scheduler.schedule(now)
+        if not batch and self.scheduler.has_work:
+            raise RuntimeError("the scheduler found nothing to do for live requests")
+        self._encode(batch.encode)
+        if batch.prefills or batch.decodes:
+            self._commit(batch, self._forward(batch))
+        self.runner.forget(*self.scheduler.evict())
+        return self._output()
+
+    def fail_all(self, error: ServerError) -> StepOutput:
+        """End every request with `error`."""
+        self._take_inbox()
+        for sequence in self.scheduler.live():
+            self._fail(sequence, error)
+        return self._output()
+
+    def close(self) -> None:
+        """Free nothing by hand: tensors go with the object. Here for the engine loop's contract."""
+
+    def check_integrity(self) -> None:
+        """Recount pages, slots and references. Raises AssertionError on any difference."""
+        self.scheduler.check_integrity()
+        live = {sequence.request_id for sequence in self.scheduler.live()}
+        assert set(self._detokenizers) == live, "detokenizers differ from live requests"
+        assert set(self._waveforms) <= live, "waveforms of ended requests"
+        self.runner.check_integrity(self.scheduler)
+
+    # The parts of a step.
+
+    def _take_inbox(self) -> None:
+        """In order of arrival, so that an abort finds the request it follows."""
+        while self._inbox:
+            note = self._inbox.popleft()
+            if isinstance(note, str):
+                sequence = self.scheduler.find(note)
+                if sequence is not None:
+                    self._end(sequence)
+                continue
+            sequence, waveform = note
+            if waveform is not None:
+                self._waveforms[sequence.request_id] = waveform
+            self._detokenizers[sequence.request_id] = Detokenizer(
+                self._tokenizer.decode, self._tokenizer.unk_id, sequence.sampling.stop
+            )
+            self.scheduler.add(sequence)
+
+    def _encode(self, keys: list[bytes]) -> None:
+        """Encode clips together; if that fails, each alone, so that only the culprit's requests fail."""
+        if not keys:
+            return
+        begin = time.monotonic()
+        clips = {key: self._waveforms[self.scheduler.clips.waiters(key)[0].request_id] for key in keys}
+        try:
+            self.runner.encode(clips)
+            failed: dict[bytes, Exception] = {}
+        except Exception as error:  # noqa: BLE001 any failure of model code must cost its own request alone
+            failed = self._encode_one_by_one(clips, error)
+        seconds = time.monotonic() - begin
+        for key in keys:
+            for sequence in self.scheduler.clips.waiters(key):
+                sequence.timeline.encode_s = seconds
+                self._waveforms.pop(sequence.request_id, None)
+                if key in failed:
+                    self._fail(sequence, EngineError(FAILED))
+            if key not in failed:
+                self.scheduler.commit_clip(key)
+
+    def _encode_one_by_one(self, clips: dict[bytes, Waveform], error: Exception) -> dict[bytes, Exception]:
+        self._note_failure("encoding", error)
+        failed: dict[bytes, Exception] = {}
+        for key, waveform in clips.items():
+            try:
+                self.runner.encode({key: waveform})
+            except Exception as alone:  # noqa: BLE001 see _encode
+                failed[key] = alone
+        return failed
+
+    def _forward(self, batch: Batch) -> Results:
+        """One forward for everything; if that fails, each part alone. Drops what fails from the batch."""
+        try:
+            return self.runner.forward(batch.prefills, batch.decodes)
+        except Exception as error:  # noqa: BLE001 any failure of model code must cost its own request alone
+            self._note_failure("a forward", error)
+        results = Results()
+        parts = [Batch(prefills=[chunk]) for chunk in batch.prefills]
+        parts += [Batch(decodes=[sequence]) for sequence in batch.decodes]
+        batch.prefills, batch.decodes = [], []
+        for part in parts:
+            self._forward_alone(part, batch, results)
+        return results
+
+    def _forward_alone(self, part: Batch, done: Batch, results: Results) -> None:
+        try:
+            result = self.runner.forward(part.prefills, part.decodes)
+        except Exception as error:  # noqa: BLE001 see _forward
+            self._note_failure("a part of a forward", error)
+            for owner in (*(chunk.owner for chunk in part.prefills), *part.decodes):
+                self._fail_owner(owner)
+            return
+        results.tokens |= result.tokens
+        results.broken += result.broken
+        done.prefills += part.prefills
+        done.decodes += part.decodes
+
+    def _note_failure(self, what: str, error: Exception) -> None:
+        """Log without the message, which may quote a client's text. Raises again what no retry can mend."""
+        logger.error("%s failed: %s", what, type(error).__name__)
+        if self.runner.is_fatal(error):
+            raise error
+
+    def _commit(self, batch: Batch, results: Results) -> None:
+        now = time.monotonic()
+        for chunk in batch.prefills:
+            self.scheduler.commit_chunk(chunk)
+        for sequence in results.broken:
+            self._fail(sequence, EngineError(f"{FAILED}: its logits are not finite"))
+        for sequence in results.tokens:
+            if not sequence.timeline.first_token:
+                sequence.timeline.first_token = now
+                self.scheduler.enter_generating(sequence, now)
+        self._publish_stages()
+        for sequence, token in results.tokens.items():
+            self._commit_token(sequence, token, now)
+
+    def _commit_token(self, sequence: Sequence, token: int, now: float) -> None:
+        """Turn a token into text, and end the answer where it ends."""
+        before = len(sequence.generated)
+        reason = self.scheduler.commit_token(sequence, token, self.runner.eos_id)
+        new_ids = tuple(sequence.generated[before:])
+        detokenizer = self._detokenizers[sequence.request_id]
+        text = detokenizer.add(new_ids)
+        if detokenizer.stopped:
+            reason = "stop"
+        if reason is not None:
+            text += detokenizer.finish()
+        if detokenizer.stopped:
+            reason = "stop"
+        if text or new_ids:
+            self._events.append(Delta(sequence.request_id, text, new_ids))
+        if reason is not None:
+            self._finish(sequence, reason, now)
+
+    # Ends.
+
+    def _finish(self, sequence: Sequence, reason: FinishReason, now: float) -> None:
+        prompt, timeline = sequence.prompt, sequence.timeline
+        usage = Usage(len(prompt), len(sequence.generated), prompt.num_audio, sequence.num_cached or 0)
+        since = timeline.submitted
+        timings = EngineTimings(
+            queue_ms=1e3 * (timeline.started - since),
+            encode_ms=1e3 * timeline.encode_s,
+            ttft_ms=1e3 * (timeline.first_token - since),
+            total_ms=1e3 * (now - since),
+        )
+        self._events.append(Finished(sequence.request_id, reason, usage, timings))
+        self._end(sequence)
+
+    def _fail_owner(self, owner: Sequence | AdapterPass) -> None:
+        if isinstance(owner, Sequence):
+            self._fail(owner, EngineError(FAILED))
+            return
+        for sequence in self.scheduler.scales.waiters(owner.instruction_key):
+            self._fail(sequence, EngineError(FAILED))
+
+    def _fail(self, sequence: Sequence, error: ServerError) -> None:
+        self._events.append(Failed(sequence.request_id, error))
+        self._end(sequence)
+
+    def _end(self, sequence: Sequence) -> None:
+        """The one place where a request leaves: everything it holds goes here."""
+        self.scheduler.end(sequence)
+        self._waveforms.pop(sequence.request_id, None)
+        del self._detokenizers[sequence.request_id]
+
+    def _publish_stages(self) -> None:
+        for sequence, stage in self.scheduler.take_stage_changes():
+            self._events.append(StageChanged(sequence.request_id, stage))
+
+    def _output(self) -> StepOutput:
+        self._publish_stages()
+        events, self._events = tuple(self._events), []
+        return StepOutput(events, self.stats(), self.runner.take_encoder_runs())

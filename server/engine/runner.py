@@ -1,0 +1,225 @@
+"""Carries out a batch: the only place where lists become tensors. Holds tensors, decides nothing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence as Rows
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from model.llama import DecodeRows, FlatBatch, PrefillSpan
+from model.sampling import SamplingRow, sample
+from model.speech_llm import SpeechLLM
+from server.engine.scheduler import Chunk, Scheduler
+from server.engine.sequence import AdapterPass, Sequence
+from server.types import EncoderRun
+
+
+class NonFiniteLogits(Exception):
+    """A sequence's logits are NaN or infinite; its weights or its input are broken."""
+
+
+@dataclass(slots=True)
+class Results:
+    """What one forward gave: the next token of each sequence that reached its end."""
+
+    tokens: dict[Sequence, int] = field(default_factory=dict)
+    broken: list[Sequence] = field(default_factory=list)
+
+
+class Runner:
+    """Runs the model on what the scheduler picked, and keeps the tensors that requests share.
+
+    Tensors live under keys: clips (audio embeddings [n, D]) under the waveform's hash, scales [D] under the
+    instruction's hash. Every method belongs to the engine's thread.
+    """
+
+    def __init__(self, model: SpeechLLM, num_pages: int, page_size: int) -> None:
+        self.model = model
+        self.cache = model.new_cache(num_pages, page_size)
+        self._encoder_runs: list[EncoderRun] = []
+        self._clips: dict[bytes, Tensor] = {}
+        self._scales: dict[bytes, Tensor] = {}
+        self._no_scale = torch.zeros(model.config.llama.hidden_size, dtype=model.dtype, device=model.device)
+
+    def encode(self, clips: dict[bytes, npt.NDArray[np.float32]]) -> None:
+        """Encode waveforms [T] float32 at 16 kHz in one batch and keep their embeddings by key."""
+        model = self.model
+        with torch.inference_mode():
+            features = [model.clip_features(torch.from_numpy(wave)) for wave in clips.values()]
+            begin = time.perf_counter()
+            whisper = model.audio_encoder.encode_whisper(features)
+            self._synchronize()
+            middle = time.perf_counter()
+            wavlm = model.audio_encoder.encode_wavlm(features)
+            fused = [model.audio_encoder.fuse(*pair) for pair in zip(whisper, wavlm, strict=True)]
+            self._synchronize()
+            end = time.perf_counter()
+        self._clips.update(zip(clips, fused, strict=True))
+        self._encoder_runs.append(EncoderRun("whisper", middle - begin, len(clips)))
+        self._encoder_runs.append(EncoderRun("wavlm", end - middle, len(clips)))
+
+    def forget(self, clips: Rows[bytes], scales: Rows[bytes]) -> None:
+        """Drop tensors that the scheduler evicted."""
+        for key in clips:
+            del self._clips[key]
+        for key in scales:
+            del self._scales[key]
+
+    @property
+    def eos_id(self) -> int:
+        """The token that ends an answer."""
+        return self.model.config.llama.eos_token_id
+
+    def take_encoder_runs(self) -> tuple[EncoderRun, ...]:
+        """Encoder passes since the last call."""
+        runs, self._encoder_runs = tuple(self._encoder_runs), []
+        return runs
+
+    @staticmethod
+    def is_fatal(error: Exception) -> bool:
+        """Whether the device's context is lost, so that no retry in this process can succeed."""
+        return isinstance(error, torch.AcceleratorError)
+
+    def check_integrity(self, scheduler: Scheduler) -> None:
+        """Tensors here and results known to the scheduler are the same. Raises AssertionError."""
+        assert set(self._clips) == scheduler.clips.ready, "clips differ"
+        assert set(self._scales) == scheduler.scales.ready, "scales differ"
+
+    @torch.inference_mode()
+    def forward(self, prefills: Rows[Chunk], decodes: Rows[Sequence]) -> Results:
+        """One forward over chunks and decoding rows, then one sampling over the rows that need a token.
+
+        A finished adapter pass leaves its scale under its instruction's key.
+        """
+        batch, ends = self._flatten(prefills, decodes)
+        hidden = self.model(batch, self.cache)
+        self._keep_passes(prefills, hidden)
+        return self._sample(hidden, ends)
+
+    # Lists to tensors.
+
+    def _flatten(
+        self, prefills: Rows[Chunk], decodes: Rows[Sequence]
+    ) -> tuple[FlatBatch, dict[Sequence, int]]:
+        """The flat batch, and the row of every sequence whose next token is wanted."""
+        embeddings: list[Tensor] = []
+        scales: list[Tensor] = []
+        positions: list[int] = []
+        slots: list[int] = []
+        spans: list[PrefillSpan] = []
+        ends: dict[Sequence, int] = {}
+        for chunk in prefills:
+            owner, count = chunk.owner, chunk.stop - chunk.start
+            spans.append(self._span(chunk, len(positions)))
+            embeddings += self._embed(chunk)
+            scales.append(self._scale_of(owner).expand(count, -1))
+            positions += range(chunk.start, chunk.stop)
+            slots += self._slots(owner.pages, chunk.start, chunk.stop)
+            if isinstance(owner, Sequence) and chunk.completes:
+                ends[owner] = len(positions) - 1
+        first_decode = len(positions)
+        for sequence in decodes:
+            ends[sequence] = len(positions)
+            positions.append(len(sequence) - 1)
+            slots += self._slots(sequence.pages, len(sequence) - 1, len(sequence))
+        if decodes:
+            embeddings.append(self.model.embed_tokens(self._index([s.generated[-1] for s in decodes])))
+            scales.append(torch.stack([self._scale_of(sequence) for sequence in decodes]))
+        batch = FlatBatch(
+            embeddings=torch.cat(embeddings),
+            positions=self._index(positions),
+            slots=self._index(slots),
+            scale=torch.cat(scales),
+            prefills=tuple(spans),
+            decodes=self._decode_rows(decodes, first_decode) if decodes else None,
+        )
+        return batch, ends
+
+    def _span(self, chunk: Chunk, row: int) -> PrefillSpan:
+        pages = chunk.owner.pages[: -(-chunk.stop // self.cache.page_size)]
+        return PrefillSpan(row, row + chunk.stop - chunk.start, self._index(pages), chunk.stop)
+
+    def _decode_rows(self, decodes: Rows[Sequence], first: int) -> DecodeRows:
+        width = max(len(sequence.pages) for sequence in decodes)
+        tables = [sequence.pages + [0] * (width - len(sequence.pages)) for sequence in decodes]
+        contexts = [len(sequence) for sequence in decodes]
+        return DecodeRows(first, self._index(tables), self._index(contexts))
+
+    def _embed(self, chunk: Chunk) -> list[Tensor]:
+        """Embeddings of the chunk's tokens in up to three pieces: text, audio, text."""
+        owner, start, stop = chunk.owner, chunk.start, chunk.stop
+        if isinstance(owner, AdapterPass):
+            return [self.model.embed_tokens(self._index(owner.ids[start:stop]))]
+        first, last = owner.prompt.audio_span
+        pieces = []
+        for low, high in ((start, min(stop, first)), (max(start, last), stop)):
+            ids = [owner.token_at(position) for position in range(low, high)]
+            pieces.append(self.model.embed_tokens(self._index(ids)))
+        low, high = max(start, first), min(stop, last)
+        if low < high:
+            pieces.insert(1, self._clips[owner.prompt.audio_key][low - first : high - first])
+        return pieces
+
+    def _scale_of(self, owner: Sequence | AdapterPass) -> Tensor:
+        """[D]; zero for an adapter pass and for a request without audio."""
+        if isinstance(owner, AdapterPass) or not owner.instruction_key:
+            return self._no_scale
+        return self._scales[owner.instruction_key]
+
+    def _slots(self, pages: list[int], start: int, stop: int) -> list[int]:
+        size = self.cache.page_size
+        return [pages[position // size] * size + position % size for position in range(start, stop)]
+
+    def _index(self, values: Rows[int] | Rows[Rows[int]]) -> Tensor:
+        return torch.tensor(values, dtype=torch.long, device=self.model.device)
+
+    # Tensors to lists.
+
+    def _keep_passes(self, prefills: Rows[Chunk], hidden: Tensor) -> None:
+        """Gather adapter passes' hidden states; a finished one becomes its instruction's scale."""
+        row = 0
+        for chunk in prefills:
+            rows = hidden[row : row + chunk.stop - chunk.start]
+            row += len(rows)
+            if not isinstance(chunk.owner, AdapterPass):
+                continue
+            gathered = chunk.owner.gathered
+            if chunk.start == 0:
+                gathered.clear()
+            gathered.append(rows)
+            if chunk.completes:
+                self._scales[chunk.owner.instruction_key] = self.model.scale_from_hidden(torch.cat(gathered))
+
+    def _sample(self, hidden: Tensor, ends: dict[Sequence, int]) -> Results:
+        """Next tokens of the sequences whose last rows are `ends`."""
+        results = Results()
+        if not ends:
+            return results
+        logits = self.model.logits(hidden[self._index(list(ends.values()))])
+        finite = logits.isfinite().all(dim=-1).tolist()
+        rows = [self._sampling_row(sequence) for sequence in ends]
+        tokens = sample(logits, rows)
+        for sequence, token, good in zip(ends, tokens, finite, strict=True):
+            if good:
+                results.tokens[sequence] = token
+            else:
+                results.broken.append(sequence)
+        return results
+
+    def _sampling_row(self, sequence: Sequence) -> SamplingRow:
+        """The published search never takes the suppressed ids, nor EOS as the first token."""
+        config, sampling = self.model.config.llama, sequence.sampling
+        position = len(sequence.generated)
+        banned = config.suppress_token_ids + (() if position else (config.eos_token_id,))
+        return SamplingRow(
+            sampling.temperature, sampling.top_k, sampling.top_p, sequence.seed, position, banned
+        )
+
+    def _synchronize(self) -> None:
+        if self.model.device.type == "cuda":
+            torch.cuda.synchronize(self.model.device)
