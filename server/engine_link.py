@@ -26,7 +26,7 @@ class EngineLink:
     """Starts a child and carries messages. Create it in the event loop's thread, which must outlive it.
 
     on_message is called in the loop, once per message, in order. `lost` is done once the process is gone,
-    everything it had sent has been delivered, and both threads have ended; its result says how it ended.
+    everything it had sent has been delivered, and the pipe is closed; its result says how it ended.
     Nothing here blocks the loop: large messages are pickled and written by the writer thread.
     """
 

@@ -261,5 +261,5 @@ def test_a_safe_traceback_has_places_but_no_message():
 
 def test_exits_are_described_in_words():
     assert describe_exit(3) == "exited with status 3"
-    assert describe_exit(-9) == "killed by SIGKILL"
-    assert describe_exit(-250) == "killed by signal 250"
+    assert describe_exit(-9) == "was killed by SIGKILL"
+    assert describe_exit(-250) == "was killed by signal 250"

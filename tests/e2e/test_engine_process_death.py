@@ -1,0 +1,258 @@
+"""What happens when the engine's process dies, hangs or cannot load, and when its parent dies."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from fake_core import FACTORY
+
+from server.engine_process import EngineProcess
+from server.errors import EngineError, NotReady
+from server.types import (
+    Delta,
+    EngineConfig,
+    EngineState,
+    EngineStats,
+    Failed,
+    Finished,
+    GenerateRequest,
+    SamplingParams,
+)
+
+ROOT = Path(__file__).parents[2]
+
+
+def request(prompt, request_id="a"):
+    return GenerateRequest(request_id, prompt, None, b"", SamplingParams(max_tokens=5))
+
+
+async def answer(engine, prompt, request_id="a"):
+    return [event async for event in engine.generate(request(prompt, request_id))]
+
+
+async def until(condition, timeout_s=10.0):
+    """Wait for `condition()`; a test's own polling."""
+    async with asyncio.timeout(timeout_s):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+async def answered_again(engine):
+    await until(lambda: engine.health().state is EngineState.READY)
+    assert isinstance((await answer(engine, "tokens=2", "again"))[-1], Finished)
+
+
+def is_gone(pid):
+    """True if no such process runs; one that nobody has reaped yet counts as gone."""
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+@contextlib.asynccontextmanager
+async def started(tmp_path, how=None, **options):
+    engine = EngineProcess(EngineConfig(tmp_path, served_name=how), factory=FACTORY, **options)
+    try:
+        await engine.start()
+        yield engine
+    finally:
+        await engine.stop()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
+async def test_a_killed_child_fails_its_requests_and_is_started_again(tmp_path, number):
+    async with started(tmp_path) as engine:
+        tasks = [asyncio.create_task(answer(engine, "wait", f"r{i}")) for i in range(20)]
+        await until(lambda: engine.stats().num_requests_running == 20)
+        pid, began = engine.child_pid, time.monotonic()
+        os.kill(pid, number)
+        for events in await asyncio.gather(*tasks):
+            assert isinstance(events[-1], Failed)
+            assert isinstance(events[-1].error, EngineError)
+            assert "retry" in events[-1].error.message
+            assert any(isinstance(event, Delta) for event in events)
+        assert time.monotonic() - began < 1
+        health = engine.health()
+        assert health.state is EngineState.FAILED
+        assert health.detail == f"the engine process was killed by {number.name}"
+        assert engine.stats() == EngineStats()
+        (refused,) = await answer(engine, "tokens=1")
+        assert isinstance(refused.error, NotReady)
+        assert refused.error.retry_after_s >= 1
+        await answered_again(engine)
+        assert engine.child_pid != pid
+        assert engine.info.name == "fake"
+
+
+@pytest.mark.parametrize("prompt", ["exit", "raise secret"])
+async def test_a_request_that_breaks_the_engine_does_not_break_the_next_one(tmp_path, prompt, capfd):
+    async with started(tmp_path) as engine:
+        events = await answer(engine, prompt)
+        assert isinstance(events[-1].error, EngineError)
+        await until(lambda: engine.health().state is EngineState.FAILED)
+        await answered_again(engine)
+    assert "secret" not in capfd.readouterr().err
+
+
+async def test_a_hung_step_is_killed_and_the_engine_started_again(tmp_path):
+    async with started(tmp_path, heartbeat_timeout_s=0.6) as engine:
+        pid, began = engine.child_pid, time.monotonic()
+        events = await answer(engine, "hang")
+        assert isinstance(events[-1].error, EngineError)
+        assert 0.4 < time.monotonic() - began < 1.6
+        assert engine.health().detail == "the engine gave no sign of life for 0.6 s"
+        await until(lambda: is_gone(pid))
+        await answered_again(engine)
+
+
+async def test_a_stopped_child_counts_as_hung(tmp_path):
+    async with started(tmp_path, heartbeat_timeout_s=0.6) as engine:
+        pid = engine.child_pid
+        os.kill(pid, signal.SIGSTOP)
+        await until(lambda: engine.health().heartbeat_age_s > 0.4)
+        await until(lambda: engine.health().state is EngineState.FAILED, 1)
+        assert is_gone(pid) or engine.child_pid == pid
+        await answered_again(engine)
+        assert is_gone(pid)
+
+
+async def test_a_busy_event_loop_is_no_hang(tmp_path):
+    async with started(tmp_path, heartbeat_timeout_s=0.6) as engine:
+        pid = engine.child_pid
+        time.sleep(1.0)  # blocks the loop on purpose
+        await asyncio.sleep(0.1)
+        assert engine.health().state is EngineState.READY
+        assert engine.child_pid == pid
+
+
+async def test_a_load_that_fails_at_the_second_start_is_tried_again(tmp_path):
+    async with started(tmp_path, how="second-fails") as engine:
+        os.kill(engine.child_pid, signal.SIGKILL)
+        await until(lambda: engine.health().detail == "not this time")
+        await answered_again(engine)
+        assert (tmp_path / "builds").read_text() == "xxx"
+
+
+async def test_a_first_load_that_dies_is_told_and_not_repeated(tmp_path):
+    engine = EngineProcess(EngineConfig(tmp_path, served_name="dies"), factory=FACTORY)
+    with pytest.raises(EngineError, match="process was killed by SIGKILL"):
+        await engine.start()
+    await asyncio.sleep(0.7)
+    assert (engine.health().state, engine.child_pid) == (EngineState.FAILED, None)
+    assert (tmp_path / "builds").read_text() == "x"
+    await engine.stop()
+
+
+async def test_a_long_load_is_no_hang_and_stop_ends_it(tmp_path):
+    options = {"factory": FACTORY, "heartbeat_timeout_s": 0.2}
+    engine = EngineProcess(EngineConfig(tmp_path, served_name="slow-load"), **options)
+    start = asyncio.create_task(engine.start())
+    await until(lambda: (tmp_path / "builds").exists())
+    await asyncio.sleep(0.6)
+    pid = engine.child_pid
+    assert engine.health().state is EngineState.STARTING
+    assert not is_gone(pid)
+    began = time.monotonic()
+    await engine.stop()
+    assert time.monotonic() - began < 1
+    assert is_gone(pid)
+    with pytest.raises(EngineError):
+        await start
+
+
+async def test_stop_kills_a_child_that_does_not_exit(tmp_path):
+    async with started(tmp_path) as engine:
+        task = asyncio.create_task(answer(engine, "hang"))
+        await asyncio.sleep(0.2)
+        pid, began = engine.child_pid, time.monotonic()
+        await engine.stop()
+        assert 1.5 < time.monotonic() - began < 3
+        assert is_gone(pid)
+        assert isinstance((await task)[-1].error, NotReady)
+
+
+async def test_stop_during_the_back_off_is_prompt(tmp_path):
+    async with started(tmp_path) as engine:
+        os.kill(engine.child_pid, signal.SIGKILL)
+        await until(lambda: engine.health().state is EngineState.FAILED)
+        began = time.monotonic()
+        await engine.stop()
+        assert time.monotonic() - began < 0.3
+        await asyncio.sleep(0.7)
+        assert (engine.health().state, engine.child_pid) == (EngineState.STOPPED, None)
+
+
+async def test_the_child_ignores_stop_signals(tmp_path):
+    async with started(tmp_path) as engine:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            os.kill(engine.child_pid, number)
+        await asyncio.sleep(0.2)
+        assert isinstance((await answer(engine, "tokens=1"))[-1], Finished)
+
+
+async def test_a_signal_at_the_start_does_not_kill_the_child(tmp_path):
+    engine = EngineProcess(EngineConfig(tmp_path), factory=FACTORY)
+    start = asyncio.create_task(engine.start())
+    await until(lambda: engine.child_pid is not None)
+    os.kill(engine.child_pid, signal.SIGINT)
+    await start
+    await engine.stop()
+
+
+async def test_nothing_is_left_over(tmp_path):
+    me = psutil.Process()
+
+    def held():
+        return me.num_fds(), me.num_threads(), [child.pid for child in me.children(recursive=True)]
+
+    before = held()
+    for _ in range(2):
+        async with started(tmp_path) as engine:
+            await answer(engine, "tokens=1")
+            os.kill(engine.child_pid, signal.SIGKILL)
+            await until(lambda engine=engine: engine.health().state is EngineState.FAILED)
+            await answered_again(engine)
+    await until(lambda: held() == before, 1)  # the reader thread's last act is to report the end
+
+
+PARENT = """
+    import asyncio, sys
+    from pathlib import Path
+    from server.engine_process import EngineProcess
+    from server.types import EngineConfig
+
+    async def main(directory, how):
+        engine = EngineProcess(EngineConfig(Path(directory), served_name=how), factory="fake_core:build_core")
+        start = asyncio.create_task(engine.start())
+        while engine.child_pid is None:
+            await asyncio.sleep(0.01)
+        if how == "":
+            await start
+        print(engine.child_pid, flush=True)
+        await asyncio.sleep(60)
+
+    asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("how", ["", "slow-load"])
+def test_the_child_is_gone_within_a_second_of_its_parents_death(tmp_path, how):
+    command = [sys.executable, "-c", textwrap.dedent(PARENT), str(tmp_path), how]
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as parent:
+        child = int(parent.stdout.readline())
+        assert not is_gone(child)
+        parent.kill()
+        began = time.monotonic()
+        while not is_gone(child) and time.monotonic() - began < 5:
+            time.sleep(0.01)
+        assert time.monotonic() - began < 1
