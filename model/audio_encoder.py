@@ -126,7 +126,8 @@ class WavLMTransformer:
         """
         encoder = self._encoder
         frames = hidden.shape[1]
-        valid = torch.arange(frames, device=hidden.device) < torch.tensor(lengths, device=hidden.device)[:, None]
+        ends = torch.tensor(lengths, device=hidden.device)
+        valid = torch.arange(frames, device=hidden.device) < ends[:, None]
         hidden = hidden * valid[:, :, None]
         hidden = hidden + encoder.pos_conv_embed(hidden)
         if not self._stable:

@@ -27,10 +27,9 @@ def load_model(
     """
     config = SpeechLLMConfig.load(directory)
     tokenizer = Tokenizer(directory / TOKENIZER_FILE)
-    if tokenizer.vocab_size != config.llama.vocab_size:
-        raise CheckpointError(
-            f"{directory}: the tokenizer has {tokenizer.vocab_size} pieces, the model {config.llama.vocab_size}"
-        )
+    pieces, rows = tokenizer.vocab_size, config.llama.vocab_size
+    if pieces != rows:
+        raise CheckpointError(f"{directory}: the tokenizer has {pieces} pieces, the model {rows}")
     model = empty_model(config, device, dtype)
     _fill(model, directory, progress)
     model.audio_encoder.fold_weight_norm()

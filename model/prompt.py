@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from model.tokenizer import Tokenizer
 
 SYSTEM = (
-    "As a helpful language and speech assistant, you are able to understand the speech content provided by the "
-    "user, and assist the user with a variety of tasks using natural language."
+    "As a helpful language and speech assistant, you are able to understand the speech content provided by "
+    "the user, and assist the user with a variety of tasks using natural language."
 )
 
 
@@ -26,7 +26,9 @@ class Prompt:
     adapter_ids: tuple[int, ...]
 
 
-def build_prompt(tokenizer: Tokenizer, bos_id: int, instruction: str, system: str | None, audio: bool) -> Prompt:
+def build_prompt(
+    tokenizer: Tokenizer, bos_id: int, instruction: str, system: str | None, audio: bool
+) -> Prompt:
     """Ids of `instruction`, which is never trimmed. system: replaces the template's text; None keeps it."""
     opening = f"[INST]<<SYS>>\n{SYSTEM if system is None else system}\n<</SYS>>\n\n"
     if not audio:

@@ -1,4 +1,4 @@
-"""The prompt-aware LoRA weight adapter: an instruction -> the LoRA's strength per channel (paper, section 3.2)."""
+"""The prompt-aware LoRA weight adapter: how strongly an instruction lets the LoRA act (paper, section 3.2)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class PromptAdapter(nn.Module):
         self.attention = nn.Linear(hidden_size, 1)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """hidden: [n, D], all tokens of one instruction, before the final norm. Returns s [D], 0 to max_scale."""
+        """hidden: [n, D], all tokens of one instruction before the final norm -> s [D], 0 to max_scale."""
         z = self.fc2(F.gelu(self.fc1(hidden)))
         pooled: Tensor = (self.attention(z).softmax(dim=0) * z).sum(dim=0)
         return pooled.relu().clamp(max=self.max_scale)
