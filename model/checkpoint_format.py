@@ -31,6 +31,7 @@ from model.safetensors_stream import DTYPE_NAMES, ShardSet
 __all__ = [
     "DEFAULT_SHARD_BYTES",
     "TOKENIZER_FILE",
+    "WEIGHTS_STEM",
     "CheckpointError",
     "NewDirectory",
     "ShardWriter",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -90,6 +90,36 @@ class TensorFiles:
                 self._files[name] = path
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path}: {error}") from error
+
+
+class RenamedTensors:
+    """Some tensors of a directory under other names.
+
+    names: the new names, each with the one on disk. transform: (new name, tensor on disk) -> tensor.
+    """
+
+    def __init__(
+        self,
+        files: TensorFiles,
+        names: Mapping[str, str],
+        transform: Callable[[str, torch.Tensor], torch.Tensor],
+    ) -> None:
+        self._files = files
+        self._names = names
+        self._transform = transform
+
+    def __iter__(self) -> Iterator[str]:
+        """The new names."""
+        return iter(self._names)
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of all of them together."""
+        return sum(self._files.tensor_bytes(name) for name in self._names.values())
+
+    def get(self, name: str) -> torch.Tensor:
+        """Read the tensor of this new name; see TensorFiles.get."""
+        return self._transform(name, self._files.get(self._names[name]))
 
 
 def _dtype(path: Path, name: str, dtype: str) -> torch.dtype:
