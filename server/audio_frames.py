@@ -27,6 +27,10 @@ _MPEG1_RATES = (44100, 48000, 32000)
 _AAC_RATES = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000, 7350)
 
 
+MAX_TRIM = 10 * 1152
+"""Samples: the most that an MP3's own header can have trimmed as the encoder's delay and padding."""
+
+
 @dataclass(frozen=True, slots=True)
 class FrameHeader:
     """One frame: its size in bytes with the header, its samples per channel, its rate in Hz."""
@@ -88,12 +92,12 @@ def starts_with_frames(data: bytes, at: int, parse: HeaderParser) -> bool:
     return after == len(data) or parse(data, after) is not None
 
 
-def walk_frames(data: bytes, start: int, parse: HeaderParser, name: str) -> FrameRow:
+def walk_frames(data: bytes, start: int, parse: HeaderParser, name: str, max_seconds: float) -> FrameRow:
     """Visit every frame from `start` to the end of `data`, tags aside.
 
-    Raises InvalidAudio if something else stands between two frames, if the rate changes, or if the last
-    frame is cut off. A cut last frame is refused although recorders of radio streams leave such files:
-    it is the only sign of a broken upload that these formats have.
+    Raises InvalidAudio if something else stands between two frames, if the rate changes, if the clip is
+    longer than `max_seconds`, or if the last frame is cut off. A cut last frame is refused although recorders
+    of radio streams leave such files: it is the only sign of a broken upload that these formats have.
     """
     at, num_frames, num_samples, rate = start, 0, 0, 0
     while (at := skip_tags(data, at)) < len(data):
@@ -101,24 +105,24 @@ def walk_frames(data: bytes, start: int, parse: HeaderParser, name: str) -> Fram
         if frame is None:
             raise InvalidAudio(f"The {name} audio is corrupt or cut off: no frame where one should start.")
         if rate not in (0, frame.rate):
-            raise InvalidAudio(
-                f"The {name} audio changes its sample rate on the way; send one clip at one rate."
-            )
+            raise InvalidAudio(f"The {name} audio changes its sample rate on the way; send one rate.")
         at += frame.size
         if at > len(data):
             raise InvalidAudio(f"The {name} audio is truncated: it ends inside a frame.")
         rate, num_frames, num_samples = frame.rate, num_frames + 1, num_samples + frame.samples
+        if num_samples - MAX_TRIM > max_seconds * rate:
+            raise InvalidAudio(f"The audio is longer than {max_seconds:g} s, the most that is taken.")
     if not num_frames:
         raise InvalidAudio(f"The {name} audio is truncated: it holds no frames, only tags.")
     return FrameRow(num_frames, num_samples)
 
 
-def check_mp3(data: bytes, start: int) -> FrameRow:
+def check_mp3(data: bytes, start: int, max_seconds: float) -> FrameRow:
     """Walk an MP3 and hold it to its own Xing or Info header, if it has one.
 
     Raises InvalidAudio if frames are missing, or if there are more: decoders stop at the header's count.
     """
-    row = walk_frames(data, start, MPEG, "MP3")
+    row = walk_frames(data, start, MPEG, "MP3", max_seconds)
     declared = _declared_frames(data, start)
     if declared is None:
         return row

@@ -17,7 +17,7 @@ import soxr
 
 from server.audio_boxes import check_matroska, check_mp4
 from server.audio_detect import ACCEPTED, AudioFormat, describe, detect_format
-from server.audio_frames import ADTS, check_mp3, walk_frames
+from server.audio_frames import ADTS, MAX_TRIM, check_mp3, walk_frames
 from server.audio_limits import MAX_CHANNELS, AudioLimits
 from server.audio_ogg import check_ogg
 from server.audio_readers import Block, Clip, open_with_ffmpeg, open_with_soundfile
@@ -27,15 +27,13 @@ from server.errors import InvalidAudio, UnsupportedAudio
 from server.types import AudioInfo, DecodedAudio
 
 TARGET_RATE = 16_000
-_MP3_TRIM = 10 * 1152
-"""Samples: the most that an MP3's own header can have trimmed as the encoder's delay and padding."""
 
 
 def decode_waveform(data: bytes, limits: AudioLimits) -> DecodedAudio:
     """Decode one clip. Raises UnsupportedAudio if it is not audio, InvalidAudio if it is not a good clip."""
     if not data:
         raise InvalidAudio("The audio is empty: no bytes were received.")
-    with open_clip(data) as clip:
+    with open_clip(data, limits.max_seconds) as clip:
         _check_clip(clip, limits)
         waveform, num_frames = _read_mono(clip, limits)
     if num_frames < clip.min_frames:
@@ -48,7 +46,7 @@ def decode_waveform(data: bytes, limits: AudioLimits) -> DecodedAudio:
     return DecodedAudio(waveform, hashlib.sha256(waveform.data).digest(), info)
 
 
-def open_clip(data: bytes) -> AbstractContextManager[Clip]:
+def open_clip(data: bytes, max_seconds: float) -> AbstractContextManager[Clip]:
     """Check that the file is complete, then open it with the decoder for its format."""
     match detect_format(data):
         case AudioFormat.WAV:
@@ -59,10 +57,10 @@ def open_clip(data: bytes) -> AbstractContextManager[Clip]:
         case AudioFormat.OGG:
             return _open_ogg(data)
         case AudioFormat.MP3:
-            row = check_mp3(data, skip_id3v2(data))
-            return open_with_soundfile(data, "MP3", max(row.num_samples - _MP3_TRIM, 0))
+            row = check_mp3(data, skip_id3v2(data), max_seconds)
+            return open_with_soundfile(data, "MP3", max(row.num_samples - MAX_TRIM, 0))
         case AudioFormat.AAC:
-            walk_frames(data, skip_id3v2(data), ADTS, "AAC")
+            walk_frames(data, skip_id3v2(data), ADTS, "AAC", max_seconds)
             return open_with_ffmpeg(data, "AAC", "aac")
         case AudioFormat.MP4:
             check_mp4(data)
