@@ -1,4 +1,4 @@
-"""The prompt-aware LoRA weight adapter: how strongly an instruction lets the LoRA act (paper, section 3.2)."""
+"""The prompt-aware LoRA weight adapter: how strongly an instruction lets LoRA act (paper, section 3.2)."""
 
 from __future__ import annotations
 

@@ -29,6 +29,7 @@ class SamplingRow:
     banned: tuple[int, ...]
 
 
+@torch.inference_mode()
 def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> list[int]:
     """logits: [R, V]; returns R ids. Ties go to the lowest id. The logits are changed in place."""
     banned = [(i, token) for i, row in enumerate(rows) for token in row.banned]

@@ -31,7 +31,7 @@ CORPUS = (
     "What was said in the recording? Answer the question and summarise the conversation in a few words.",
     "The quick brown fox jumps over the lazy dog while five wizards vex bold judges near my quay.",
 )
-GAINS = {"whisper.embed_positions.weight": 0.02, "lora_A": 0.3, "lora_B": 0.3, "lm_head": 3.0}
+GAINS = {"whisper.embed_positions.weight": 0.02, "lora_A": 0.3, "lora_B": 0.3, "lm_head": 0.35}
 """Standard deviations where the usual 1 / sqrt(inputs) would not do."""
 
 
