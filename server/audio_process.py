@@ -63,7 +63,9 @@ class DecoderProcess:
                 self._connection.recv_bytes()
             except (EOFError, OSError) as error:
                 status = self._process.wait()
-                raise EngineError(f"The audio decoder did not start (exit status {status}).") from error
+                cap = f"{self._limits.max_memory_mb} MB are too few"
+                reason = cap if status == EXIT_OVER_MEMORY else f"exit status {status}"
+                raise EngineError(f"The audio decoder did not start: {reason}.") from error
 
     def decode(self, data: bytes) -> DecodedAudio:
         """Have the child decode one clip.

@@ -54,7 +54,7 @@ def _follow_parent() -> None:
 
 
 def _warm_up() -> None:
-    """Load both decoders and the resampler and use them once, while files can still be opened."""
+    """Use both decoders and the resampler once, so that all their modules are loaded."""
     import io
 
     import numpy as np
@@ -91,6 +91,7 @@ def _give_up_powers(max_memory_mb: int) -> None:
 
 def _serve(parent: Connection, limits: AudioLimits) -> None:
     try:
+        _warm_up()  # once more: what does not work within the limits shows at the start
         parent.send_bytes(READY)
         while True:
             _answer(parent, parent.recv_bytes(), limits)

@@ -9,10 +9,10 @@ import struct
 import av
 import numpy as np
 import pytest
-from tests.audio_samples import FORMATS, encode_soundfile, noise, silent_video, streamed_wav, tone, wav
 
 from server.audio_decode import AudioLimits, decode_audio
 from server.errors import InvalidAudio, ServerError, UnsupportedAudio
+from tests.audio_samples import FORMATS, encode_soundfile, noise, silent_video, streamed_wav, tone, wav
 
 LIMITS = AudioLimits(max_seconds=5.0)
 

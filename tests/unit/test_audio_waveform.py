@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import soundfile
 import soxr
+
+from server.audio_decode import AudioLimits, decode_audio
 from tests.audio_samples import (
     FORMATS,
     LOSSLESS,
@@ -19,8 +21,6 @@ from tests.audio_samples import (
     tone,
     wav,
 )
-
-from server.audio_decode import AudioLimits, decode_audio
 
 LIMITS = AudioLimits(max_seconds=30.0)
 STEP = {"wav PCM_U8": 1 / 128, "wav mu-law": 1 / 32, "wav adpcm": 1 / 8}
