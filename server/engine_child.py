@@ -75,7 +75,7 @@ class EngineChild:
         try:
             run_engine(core, self._send, self._stopping)
         except EngineError:
-            return 1  # the loop has logged why and ended the requests; the parent starts another child
+            return 1  # logged already; the parent ends the requests and starts another child
         return 0
 
     def _report_loading(self, done: int, total: int, name: str) -> None:

@@ -15,7 +15,6 @@ from server.engine.factory import DEFAULT_CORE, Progress
 from server.engine.front import EngineFront
 from server.engine_link import EXIT_GRACE_S, EngineLink
 from server.engine_wire import Abort, Build, LoadFailed, Loading, Ready, Replies, ToParent
-from server.errors import EngineError, NotReady
 from server.types import EngineConfig, EngineState, GenerateRequest, ModelInfo, StepOutput
 
 MIN_RETRY_AFTER_S = 1.0
@@ -68,7 +67,7 @@ class EngineProcess(EngineFront):
     async def stop(self) -> None:
         """End every live request, let the child exit, kill it after two seconds. Idempotent."""
         self._stopping.set()
-        self._end_all(EngineState.STOPPED, "stopped", NotReady("the server is shutting down"))
+        self._end_stopped()
         if self._link is not None:
             await self._link.stop()
         if self._supervisor is not None:
@@ -117,7 +116,8 @@ class EngineProcess(EngineFront):
             why = await self._watch_child()
         except OSError as error:
             why = f"the engine process could not be started: {error}"
-        self._end_requests(why)
+        if not self._stopping.is_set():
+            self._end_failed(why)
         return why
 
     async def _watch_child(self) -> str:
@@ -136,7 +136,7 @@ class EngineProcess(EngineFront):
     async def _end_hung(self, link: EngineLink) -> str:
         """Kill a silent child. Its requests end before that: a stuck driver can hold a killed process."""
         why = f"the engine gave no sign of life for {self._heartbeat_timeout_s:g} s"
-        self._end_requests(why)
+        self._end_failed(why)
         link.kill()
         await asyncio.wait([link.lost])
         return why
@@ -158,11 +158,6 @@ class EngineProcess(EngineFront):
         self._expected_ready = time.monotonic() + delay_s + self._load_s
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._stopping.wait(), delay_s)
-
-    def _end_requests(self, why: str) -> None:
-        if not self._stopping.is_set():
-            stopped = EngineError("the engine stopped before this request was finished; please retry")
-            self._end_all(EngineState.FAILED, why, stopped)
 
     def _on_message(self, message: ToParent) -> None:
         match message:

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from server.errors import InvalidRequest, ServerError
+from server.errors import InvalidRequest
 from server.types import (
     Accepted,
     Delta,
@@ -84,9 +84,6 @@ class FakeCore:
 
     def stats(self) -> EngineStats:
         return EngineStats(num_requests_running=len(self._live), num_steps=self._num_steps)
-
-    def fail_all(self, error: ServerError) -> StepOutput:
-        return StepOutput(tuple(Failed(name, error) for name in self._live), self.stats())
 
     def close(self) -> None:
         (self._log.parent / "closed").touch()

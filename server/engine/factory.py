@@ -36,9 +36,6 @@ class Core(Protocol):
     def stats(self) -> EngineStats:
         """Gauges and counters of this moment. From any thread."""
 
-    def fail_all(self, error: ServerError) -> StepOutput:
-        """End every request with `error`. From the thread that steps."""
-
     def close(self) -> None:
         """Free everything. From the thread that steps."""
 

@@ -23,6 +23,7 @@ from server.types import (
 
 MAX_ENCODER_RUNS = 4096
 """Encoder passes kept for the histograms when nobody collects them; older ones are forgotten."""
+STOPPED_MESSAGE = "the engine stopped before this request was finished; please retry"
 
 
 class EngineFront(abc.ABC):
@@ -129,8 +130,15 @@ class EngineFront(abc.ABC):
         self._encoder_runs.extend(output.encoder_runs)
         self._mailboxes.deliver(output.events)
 
+    def _end_failed(self, why: str) -> None:
+        """The engine broke down: every open stream ends with an error that says no more than that."""
+        self._end_all(EngineState.FAILED, why, EngineError(STOPPED_MESSAGE))
+
+    def _end_stopped(self) -> None:
+        """The engine was told to stop."""
+        self._end_all(EngineState.STOPPED, "stopped", NotReady("the server is shutting down"))
+
     def _end_all(self, state: EngineState, detail: str, error: ServerError) -> None:
-        """The engine is gone: every open stream ends with `error`."""
         self._state, self._detail = state, detail
         self._stats = EngineStats()
         self._mailboxes.fail_all(error)

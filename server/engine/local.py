@@ -12,8 +12,8 @@ from typing import Any
 from server.engine.factory import DEFAULT_CORE, Core, Progress, build_core
 from server.engine.front import EngineFront
 from server.engine.loop import run_engine
-from server.errors import EngineError, NotReady
-from server.types import EngineConfig, EngineState, GenerateRequest, StepOutput
+from server.errors import EngineError
+from server.types import EngineConfig, GenerateRequest, StepOutput
 
 STOP_GRACE_S = 2.0
 """`stop` waits this long for a step or a load that is running; the thread ends by itself after it."""
@@ -53,7 +53,7 @@ class LocalEngine(EngineFront):
     async def stop(self) -> None:
         """End every live request, then free the model. Idempotent."""
         self._stopping.set()
-        self._end_all(EngineState.STOPPED, "stopped", NotReady("the server is shutting down"))
+        self._end_stopped()
         self._refuse_start("stopped while loading")
         if self._thread is not None:
             await asyncio.to_thread(self._thread.join, STOP_GRACE_S)
@@ -105,5 +105,5 @@ class LocalEngine(EngineFront):
         """The thread has ended: the model could not be loaded, or a step raised."""
         self._core = None
         if not self._stopping.is_set():
-            self._end_all(EngineState.FAILED, why, EngineError("the engine failed; please retry"))
+            self._end_failed(why)
             self._refuse_start(why)

@@ -22,21 +22,14 @@ def run_engine(core: Core, send: Callable[[StepOutput], None], stopping: threadi
     A step gives one output, an idle `HEARTBEAT_S` gives one without events: outputs are the heartbeat.
     `send` must not raise. Closes the core at the end.
 
-    Raises EngineError after a step that raised: its requests have been ended by then, and the core, whose
-    state nobody knows any more, is not used again.
+    Raises EngineError if the core raised. Its state is unknown then, so it is not asked for anything more,
+    not even to end its requests: whoever reads this error ends them.
     """
-    while not stopping.is_set():
-        if core.wait(HEARTBEAT_S):
-            send(_step(core, send))
-        else:
-            send(StepOutput(stats=core.stats()))
-    core.close()
-
-
-def _step(core: Core, send: Callable[[StepOutput], None]) -> StepOutput:
     try:
-        return core.step()
+        while not stopping.is_set():
+            has_work = core.wait(HEARTBEAT_S)
+            send(core.step() if has_work else StepOutput(stats=core.stats()))
     except Exception as error:
         logger.error("engine step failed: %s", safe_traceback(error))
-        send(core.fail_all(EngineError("the engine failed while it worked on this request; please retry")))
         raise EngineError(f"a step raised {type(error).__name__}") from error
+    core.close()

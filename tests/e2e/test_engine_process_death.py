@@ -3,18 +3,22 @@
 import asyncio
 import contextlib
 import os
+import pickle
 import signal
 import subprocess
 import sys
 import textwrap
 import time
+from multiprocessing import Pipe
 from pathlib import Path
 
 import psutil
 import pytest
 from fake_core import FACTORY
 
+from server.engine_child import BOOT
 from server.engine_process import EngineProcess
+from server.engine_wire import Build
 from server.errors import EngineError, NotReady
 from server.types import (
     Delta,
@@ -256,3 +260,39 @@ def test_the_child_is_gone_within_a_second_of_its_parents_death(tmp_path, how):
         while not is_gone(child) and time.monotonic() - began < 5:
             time.sleep(0.01)
         assert time.monotonic() - began < 1
+
+
+def test_the_kernel_ends_an_orphan_that_watches_no_pipe():
+    orphan = "from server.os_process import die_with_parent as d; d(int(sys.argv[1])); time.sleep(60)"
+    program = f"""
+        import os, subprocess, sys, time
+        child = subprocess.Popen([sys.executable, "-c", "import sys, time; {orphan}", str(os.getpid())])
+        time.sleep(0.5)
+        print(child.pid, child.poll(), flush=True)
+        os.kill(os.getpid(), 9)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(program)]
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False
+    )
+    pid, status = done.stdout.split()
+    assert status == b"None"
+    time.sleep(0.5)
+    assert is_gone(int(pid))
+
+
+def test_a_child_whose_parent_died_before_it_could_ask_exits_at_once():
+    program = "from server.os_process import die_with_parent as d; d(1 << 22); print('alive')"
+    done = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, cwd=ROOT, check=True)
+    assert done.stdout == b""
+
+
+def test_the_child_exits_when_its_pipe_closes(tmp_path):
+    ours, theirs = Pipe()
+    ours.send_bytes(pickle.dumps(Build(FACTORY, EngineConfig(tmp_path))))
+    command = [sys.executable, "-c", BOOT, str(os.getpid()), str(theirs.fileno()), *sys.path]
+    with theirs:
+        child = subprocess.Popen(command, pass_fds=(theirs.fileno(),))
+    ours.recv_bytes()
+    ours.close()
+    assert child.wait(timeout=1) == 0
