@@ -45,7 +45,12 @@ class Reservation:
         self._on_finish = on_finish
         self._scopes: set[asyncio.Timeout] = set()
         self._ended_by: ServerError | None = None
+        self._follower: asyncio.Task[None] | None = None
         metrics.accepted()
+
+    def follow_with(self, task: asyncio.Task[None]) -> None:
+        """The task that reads the engine; it ends when an exception leaves the `with` block."""
+        self._follower = task
 
     def resize_bytes(self, num_bytes: int) -> None:
         """Hold this many bytes from now on. Raises Overloaded if that is more and does not fit."""
@@ -121,6 +126,8 @@ class Reservation:
     ) -> None:
         if error is not None:
             self.fail(error)
+            if self._follower is not None:
+                self._follower.cancel()
 
 
 def _deadline_exceeded() -> DeadlineExceeded:

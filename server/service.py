@@ -205,6 +205,11 @@ class SpeechService:
         return self.settings.audio_limit_s(self._engine.info.max_audio_seconds)
 
     @property
+    def model_name(self) -> str:
+        """Name of the served model. Raises NotReady before it is loaded."""
+        return self._engine.info.name
+
+    @property
     def is_open_to_all(self) -> bool:
         """Whether no API key is needed."""
         return self._keys.is_open
@@ -315,6 +320,7 @@ class SpeechService:
         self.metrics.prefilling(accepted.prompt_tokens)
         info = audio.info if audio else None
         stream = ChatStream(call, reservation, self.metrics, accepted, info, decode_s)
+        reservation.follow_with(stream.done)
         self._tasks.add(stream.done)
         stream.done.add_done_callback(self._tasks.discard)
         return stream

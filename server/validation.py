@@ -46,7 +46,7 @@ def check_command(command: ChatCommand, settings: Settings, info: ModelInfo) -> 
     if info.merged_prompt is not None and command.prompt != info.merged_prompt:
         raise InvalidRequest("This deployment answers one instruction only; see /v1/models.", param="prompt")
     _check_audio_bytes(command.audio, settings.max_upload_bytes)
-    _check_sampling(command)
+    check_sampling(command)
     _check_stop(command.stop, settings.max_prompt_chars)
     _check_lengths(command, settings)
 
@@ -83,7 +83,8 @@ def _check_audio_bytes(audio: bytes | None, max_bytes: int) -> None:
         )
 
 
-def _check_sampling(command: ChatCommand) -> None:
+def check_sampling(command: ChatCommand) -> None:
+    """Raise InvalidRequest for a sampling parameter out of its range."""
     _check_range(
         "temperature", command.temperature, 0.0 <= command.temperature <= MAX_TEMPERATURE, "from 0 to 2"
     )

@@ -1,0 +1,123 @@
+"""multipart/form-data as it arrives: kept in memory, bounded, strict, never written to disk."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
+
+from server.errors import InvalidRequest, PayloadTooLarge
+
+MAX_PARTS = 64
+MAX_NAME_CHARS = 64
+
+
+@dataclass(slots=True)
+class _Part:
+    name: str
+    is_file: bool
+    data: bytearray = field(default_factory=bytearray)
+
+
+class FormReader:
+    """Fed with chunks of a body, it gives the fields and files of a form.
+
+    content_type: the request's header, with the boundary. max_file_bytes, max_field_bytes: bounds of one
+    part. Raises InvalidRequest (param: the field) and PayloadTooLarge.
+    """
+
+    def __init__(self, content_type: str, *, max_file_bytes: int, max_field_bytes: int) -> None:
+        self.fields: list[tuple[str, bytes]] = []
+        self.files: list[tuple[str, bytes]] = []
+        self._max_file_bytes = max_file_bytes
+        self._max_field_bytes = max_field_bytes
+        self._header_name = bytearray()
+        self._header_value = bytearray()
+        self._disposition = b""
+        self._part: _Part | None = None
+        self._is_complete = False
+        self._parser = self._make_parser(content_type)
+
+    def _make_parser(self, content_type: str) -> MultipartParser:
+        boundary = parse_options_header(content_type)[1].get(b"boundary", b"")
+        if not boundary:
+            raise InvalidRequest("The Content-Type multipart/form-data has no boundary.")
+        try:
+            return MultipartParser(
+                boundary,
+                {
+                    "on_part_begin": self._begin,
+                    "on_header_field": self._add_header_name,
+                    "on_header_value": self._add_header_value,
+                    "on_header_end": self._end_header,
+                    "on_headers_finished": self._end_headers,
+                    "on_part_data": self._add_data,
+                    "on_part_end": self._end,
+                    "on_end": self._complete,
+                },
+            )
+        except FormParserError as error:
+            raise InvalidRequest("The multipart boundary is not valid.") from error
+
+    def feed(self, chunk: bytes) -> None:
+        """Take the next bytes of the body."""
+        try:
+            self._parser.write(chunk)
+        except FormParserError as error:
+            raise InvalidRequest("The multipart body is malformed.") from error
+
+    def close(self) -> None:
+        """The body has ended. Raises InvalidRequest if the form had not."""
+        if not self._is_complete:
+            raise InvalidRequest("The multipart body ends before its last boundary.")
+
+    def _begin(self) -> None:
+        if len(self.fields) + len(self.files) >= MAX_PARTS:
+            raise InvalidRequest(f"The form has more than {MAX_PARTS} parts.")
+        self._disposition = b""
+
+    def _add_header_name(self, data: bytes, start: int, end: int) -> None:
+        self._header_name += data[start:end]
+
+    def _add_header_value(self, data: bytes, start: int, end: int) -> None:
+        self._header_value += data[start:end]
+
+    def _end_header(self) -> None:
+        if self._header_name.lower() == b"content-disposition":
+            self._disposition = bytes(self._header_value)
+        self._header_name.clear()
+        self._header_value.clear()
+
+    def _end_headers(self) -> None:
+        options = parse_options_header(self._disposition)[1]
+        name = options.get(b"name", b"").decode("utf-8", "replace")
+        if not 0 < len(name) <= MAX_NAME_CHARS:
+            raise InvalidRequest("A form part has no name, or one that is too long.")
+        self._part = _Part(name, b"filename" in options)
+
+    def _add_data(self, data: bytes, start: int, end: int) -> None:
+        part = self._current()
+        limit = self._max_file_bytes if part.is_file else self._max_field_bytes
+        if len(part.data) + end - start > limit:
+            raise _too_large(part, limit)
+        part.data += memoryview(data)[start:end]
+
+    def _end(self) -> None:
+        part = self._current()
+        (self.files if part.is_file else self.fields).append((part.name, bytes(part.data)))
+        self._part = None
+
+    def _complete(self) -> None:
+        self._is_complete = True
+
+    def _current(self) -> _Part:
+        if self._part is None:
+            raise InvalidRequest("The multipart body is malformed.")
+        return self._part
+
+
+def _too_large(part: _Part, limit: int) -> PayloadTooLarge | InvalidRequest:
+    if part.is_file:
+        return PayloadTooLarge(f"The audio is larger than {limit} bytes.", param="audio")
+    return InvalidRequest(f"{part.name} is too long.", param=part.name)

@@ -1,0 +1,115 @@
+"""Answers in the shape of OpenAI's chat completions, with what speech adds at the top level."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from server.service import AUDIO_FORMATS, ChatStream, ModelCard
+from server.types import Delta, Finished, Usage
+
+
+@dataclass(slots=True)
+class Answer:
+    """An answer as it grows: what the chunks and the whole reply of one request have in common."""
+
+    request_id: str
+    model: str
+    return_token_ids: bool
+    created: int = field(default_factory=lambda: int(time.time()))
+    text: list[str] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
+
+    def add(self, delta: Delta) -> None:
+        """Take the next piece."""
+        self.text.append(delta.text)
+        self.token_ids.extend(delta.token_ids)
+
+    def completion(self, stream: ChatStream) -> dict[str, Any]:
+        """The whole reply, once the stream is exhausted."""
+        finished = _finished(stream)
+        choice: dict[str, Any] = {
+            "index": 0,
+            "message": {"role": "assistant", "content": "".join(self.text), "refusal": None},
+            "logprobs": None,
+            "finish_reason": finished.finish_reason,
+        }
+        if self.return_token_ids:
+            choice["token_ids"] = self.token_ids
+        usage = {"usage": usage_json(finished.usage)}
+        return self._head("chat.completion") | {"choices": [choice]} | usage | speech_json(stream)
+
+    def role_chunk(self) -> dict[str, Any]:
+        """First chunk of a stream."""
+        return self._chunk({"role": "assistant", "content": ""})
+
+    def delta_chunk(self, delta: Delta) -> dict[str, Any] | None:
+        """The chunk of one piece; None if it holds nothing that the client asked for."""
+        content: dict[str, Any] = {"content": delta.text} if delta.text else {}
+        if self.return_token_ids and delta.token_ids:
+            content["token_ids"] = list(delta.token_ids)
+        return self._chunk(content) if content else None
+
+    def finish_chunk(self, stream: ChatStream) -> dict[str, Any]:
+        """Last chunk with a choice."""
+        return self._chunk({}, _finished(stream).finish_reason) | speech_json(stream)
+
+    def usage_chunk(self, stream: ChatStream) -> dict[str, Any]:
+        """The chunk without choices that carries the token counts."""
+        usage = usage_json(_finished(stream).usage)
+        return self._head("chat.completion.chunk") | {"choices": [], "usage": usage}
+
+    def _chunk(self, delta: dict[str, Any], finish_reason: str | None = None) -> dict[str, Any]:
+        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+        return self._head("chat.completion.chunk") | {"choices": [choice]}
+
+    def _head(self, kind: str) -> dict[str, Any]:
+        return {
+            "id": self.request_id,
+            "object": kind,
+            "created": self.created,
+            "model": self.model,
+            "system_fingerprint": None,
+        }
+
+
+def usage_json(usage: Usage) -> dict[str, Any]:
+    """OpenAI's `usage`."""
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.total_tokens,
+        "prompt_tokens_details": {
+            "audio_tokens": usage.audio_tokens,
+            "cached_tokens": usage.cached_tokens,
+        },
+    }
+
+
+def speech_json(stream: ChatStream) -> dict[str, Any]:
+    """`audio` (null without a clip) and `timings`."""
+    timings = dataclasses.asdict(stream.timings) if stream.timings else {}
+    return {
+        "audio": dataclasses.asdict(stream.audio) if stream.audio else None,
+        "timings": {name: round(value, 3) for name, value in timings.items()},
+    }
+
+
+def model_json(card: ModelCard) -> dict[str, Any]:
+    """One entry of `GET /v1/models`."""
+    limits = dataclasses.asdict(card)
+    head = {"id": limits.pop("id"), "object": "model", "created": limits.pop("created")}
+    return head | {
+        "owned_by": "wavllm",
+        **limits,
+        "formats": list(AUDIO_FORMATS),
+        "capabilities": ["speech_chat", "chat_completions", "transcriptions", "translations"],
+    }
+
+
+def _finished(stream: ChatStream) -> Finished:
+    if stream.finished is None:
+        raise RuntimeError("the stream has not ended")
+    return stream.finished
