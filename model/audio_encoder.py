@@ -22,9 +22,9 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from model.audio_features import ClipFeatures
 from model.config import BranchConfig, SpeechLLMConfig, WavLMEncoderConfig, WhisperEncoderConfig
 
-QUERY_CHUNK = 512
+QUERY_CHUNK = 128
 """Rows of WavLM attention at a time: its bias is one number per head and pair of frames, 1.7 GB at once
-for a clip of two minutes."""
+for a clip of two minutes. On a CPU small chunks stay in its cache."""
 
 
 def build_whisper(config: WhisperEncoderConfig) -> WhisperEncoder:
@@ -126,28 +126,30 @@ class WavLMTransformer:
         """
         encoder = self._encoder
         frames = hidden.shape[1]
-        ends = torch.tensor(lengths, device=hidden.device)
-        valid = torch.arange(frames, device=hidden.device) < ends[:, None]
-        hidden = hidden * valid[:, :, None]
+        padding = None
+        if min(lengths) < frames:
+            ends = torch.tensor(lengths, device=hidden.device)
+            padding = torch.arange(frames, device=hidden.device) >= ends[:, None]
+            hidden = hidden.masked_fill(padding[:, :, None], 0.0)
         hidden = hidden + encoder.pos_conv_embed(hidden)
         if not self._stable:
             hidden = encoder.layer_norm(hidden)
         bias = self._relative_bias(frames)
         states = [hidden]
         for layer in encoder.layers:
-            hidden = self._layer(layer, hidden, bias, valid)
+            hidden = self._layer(layer, hidden, bias, padding)
             states.append(hidden)
         if self._stable:
             states[-1] = encoder.layer_norm(hidden)
         return states
 
-    def _layer(self, layer: Any, hidden: Tensor, bias: Tensor, valid: Tensor) -> Tensor:
+    def _layer(self, layer: Any, hidden: Tensor, bias: Tensor, padding: Tensor | None) -> Tensor:
         """One transformer layer; normalisation after (base) or before (large) each block."""
         if self._stable:
-            hidden = hidden + self._attend(layer.attention, layer.layer_norm(hidden), bias, valid)
+            hidden = hidden + self._attend(layer.attention, layer.layer_norm(hidden), bias, padding)
             out: Tensor = hidden + layer.feed_forward(layer.final_layer_norm(hidden))
             return out
-        hidden = layer.layer_norm(hidden + self._attend(layer.attention, hidden, bias, valid))
+        hidden = layer.layer_norm(hidden + self._attend(layer.attention, hidden, bias, padding))
         out = layer.final_layer_norm(hidden + layer.feed_forward(hidden))
         return out
 
@@ -158,8 +160,11 @@ class WavLMTransformer:
         bias: Tensor = attention.rel_attn_embed(attention._relative_positions_bucket(offsets)).t()
         return bias
 
-    def _attend(self, attention: Any, x: Tensor, bias: Tensor, valid: Tensor) -> Tensor:
-        """Gated relative attention (WavLM paper, section 3.1). x: [B, F, C] -> [B, F, C]."""
+    def _attend(self, attention: Any, x: Tensor, bias: Tensor, padding: Tensor | None) -> Tensor:
+        """Gated relative attention (WavLM paper, section 3.1). x: [B, F, C] -> [B, F, C].
+
+        bias: [H, 2 F - 1]. padding: [B, F] bool, keys to leave out, or None.
+        """
         batch, frames, _ = x.shape
         heads: int = attention.num_heads
 
@@ -168,13 +173,14 @@ class WavLMTransformer:
 
         query, key, value = split(attention.q_proj(x)), split(attention.k_proj(x)), split(attention.v_proj(x))
         gate = self._gate(attention, split(x))
-        no_key = torch.zeros_like(valid, dtype=x.dtype).masked_fill_(~valid, float("-inf"))[:, None, None, :]
         toeplitz = bias.unfold(1, frames, 1)
         parts = []
         for start in range(0, frames, QUERY_CHUNK):
             stop = min(start + QUERY_CHUNK, frames)
             rows = torch.arange(frames - 1 - start, frames - 1 - stop, -1, device=x.device)
-            mask = gate[:, :, start:stop] * toeplitz[:, rows] + no_key
+            mask = gate[:, :, start:stop] * toeplitz[:, rows]
+            if padding is not None:
+                mask = mask.masked_fill(padding[:, None, None], float("-inf"))
             parts.append(F.scaled_dot_product_attention(query[:, :, start:stop], key, value, attn_mask=mask))
         attended = torch.cat(parts, dim=2).transpose(1, 2).reshape(batch, frames, -1)
         projected: Tensor = attention.out_proj(attended)
