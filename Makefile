@@ -15,7 +15,13 @@ $(VENV)/.stamp: requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -r requirements.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	test -e model/default/config.json || $(BIN)/python -m model.tiny model/default
 	touch $@
+
+lock: ## pin what is installed now into requirements.lock
+	(sed -n '/^#/p' requirements.lock; \
+	  $(BIN)/pip freeze --all --exclude-editable | grep -v '^pip==' | sed 's/+cpu$$//') > requirements.lock.new
+	mv requirements.lock.new requirements.lock
 
 serve: env ## serve the embedded default: REST on 8000, gRPC on 50051
 	$(BIN)/wavllm serve
