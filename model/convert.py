@@ -52,7 +52,8 @@ def convert_published(
     with PtCheckpoint(checkpoint) as source:
         config = _config(source.shapes, checkpoint, spec)
         config = replace(config, name=name or config.name)
-        tensors = _select(source, config, checkpoint)
+        sizes = spec or "the released model's sizes (no spec is given)"
+        tensors = _select(source, config, f"{checkpoint}, read with {sizes}")
         check_tokenizer(tokenizer, config)
         counter = ByteCounter(sum(tensor.num_bytes for tensor in tensors.values()), progress)
         with ShardWriter(
@@ -136,13 +137,16 @@ def _config(shapes: Mapping[str, Shape], checkpoint: Path, spec: Path | None) ->
         raise ConfigError(f"{spec}: {error}") from error
 
 
-def _select(source: PtCheckpoint, config: SpeechLLMConfig, checkpoint: Path) -> dict[str, LazyTensor]:
-    """Our names to the checkpoint's tensors, in the order of writing, all of them there and as expected."""
+def _select(source: PtCheckpoint, config: SpeechLLMConfig, label: str) -> dict[str, LazyTensor]:
+    """Our names to the checkpoint's tensors, in the order of writing, all of them there and as expected.
+
+    label: what errors call the checkpoint.
+    """
     shapes = expected_tensors(config)
     found = {name: shape for name, shape in source.shapes.items() if not is_never_used(name)}
-    check_names(found, {published_name(name): shape for name, shape in shapes.items()}, checkpoint)
+    check_names(found, {published_name(name): shape for name, shape in shapes.items()}, label)
     tensors = {name: source.tensors[published_name(name)] for name in shapes}
     for name, tensor in tensors.items():
         if tensor.dtype not in DTYPE_NAMES:
-            raise CheckpointError(f"{checkpoint}: {published_name(name)} is {tensor.dtype}, not floating")
+            raise CheckpointError(f"{label}: {published_name(name)} is {tensor.dtype}, not floating")
     return tensors
