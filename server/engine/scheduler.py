@@ -6,13 +6,14 @@ Rules:
   - Between two decode steps at most one encoder micro-batch (bounded in audio seconds) and one batch of
     prefill chunks (bounded in tokens), so long clips and prompts never stall running streams.
   - When pages run out, the youngest holder gives way and is recomputed later. A prefill may push out only
-    younger ones, so the oldest request always makes progress.
+    younger ones, so the oldest request that has a place always makes progress.
 """
 
 from __future__ import annotations
 
 import heapq
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from server.engine.pages import OutOfPages, PagePool
@@ -268,27 +269,37 @@ class Scheduler:
         for sequence in sorted(self._running.values(), key=_order):
             if sequence.phase is Phase.DECODE and self._reserve(sequence, len(sequence)) == len(sequence):
                 decodes.append(sequence)
-        # A later reservation may have pushed out one that was already picked.
-        return [sequence for sequence in decodes if sequence.phase is Phase.DECODE]
+        return decodes
 
     def _pick_prefills(self, batch: Batch) -> None:
-        """Instructions to read, then prefills under way, then ready sequences while there is a place."""
+        """Chunks in order of arrival, as far as the token budget goes."""
         budget = self.limits.max_batch_tokens - len(batch.decodes)
+        for owner in self._oldest_first(len(batch.decodes)):
+            budget -= self._pick_chunk(owner, budget, batch)
+            if budget <= 0:
+                break
+        # A prefill may have pushed out younger sequences that were to decode; chunks go oldest first.
+        batch.decodes = [sequence for sequence in batch.decodes if sequence.phase is Phase.DECODE]
+
+    def _oldest_first(self, num_decodes: int) -> Iterator[Owner]:
+        """Instructions to read, prefills under way, and ready sequences as they begin."""
         under_way = [s for s in self._running.values() if s.phase is Phase.PREFILL]
-        owners: list[Owner] = [*sorted(self._passes.values(), key=_order), *sorted(under_way, key=_order)]
-        for owner in owners:
+        owners: list[Owner] = [*self._passes.values(), *under_way]
+        for owner in sorted(owners, key=_order):
+            yield from self._begin_ready(owner.order, num_decodes)
             if self._still_wanted(owner):
-                budget -= self._pick_chunk(owner, budget, batch)
-        while budget > 0 and self._ready and len(self._running) < self.limits.max_batch_size:
+                yield owner
+        yield from self._begin_ready(float("inf"), num_decodes)
+
+    def _begin_ready(self, before: float, num_decodes: int) -> Iterator[Sequence]:
+        """Begin ready sequences older than order `before`, while there is a place."""
+        while self._ready and self._ready[0][0] < before and len(self._running) < self.limits.max_batch_size:
             _, sequence = heapq.heappop(self._ready)
             if sequence.phase is not Phase.PREFILL:
                 continue
-            if not self._begin(sequence, len(batch.decodes)):
+            if not self._begin(sequence, num_decodes):
                 break
-            budget -= self._pick_chunk(sequence, budget, batch)
-        # A reservation may have pushed out younger ones that were already picked.
-        batch.decodes = [sequence for sequence in batch.decodes if sequence.phase is Phase.DECODE]
-        batch.prefills = [chunk for chunk in batch.prefills if chunk.owner.pages]
+            yield sequence
 
     def _still_wanted(self, owner: Owner) -> bool:
         """False for a prefill that was pushed out while this step was being put together."""
@@ -380,7 +391,7 @@ class Scheduler:
                 self._enter(sequence, Stage.PREFILLING, now)
 
     def _readers(self, owner: Owner) -> list[Sequence]:
-        """Whose prefill this is; an instruction read while the clip is yet to be encoded counts for nobody."""
+        """Whose prefill this is; an instruction read before the clip is encoded counts for nobody."""
         if isinstance(owner, Sequence):
             return [owner]
         waiters = self.scales.waiters(owner.instruction_key)
