@@ -12,6 +12,7 @@ import sys
 import threading
 from multiprocessing.connection import Connection
 
+from server import logs
 from server.engine.factory import Core, build_core, safe_traceback
 from server.engine.loop import run_engine
 from server.engine_wire import (
@@ -60,6 +61,8 @@ class EngineChild:
         build = self._channel.receive()
         if not isinstance(build, Build):
             raise TypeError(f"the first message must be Build, not {type(build).__name__}")
+        if build.log is not None:
+            logs.configure(*build.log)
         threading.Thread(target=self._receive, name="receiver", daemon=True).start()
         try:
             core = build_core(build.factory, build.config, self._report_loading)

@@ -31,6 +31,7 @@ class EngineProcess(EngineFront):
     factory: "module:function" that builds the core, imported in the child. heartbeat_timeout_s: a loaded
     child that is silent for longer is taken for hung and killed; keep it above the longest step.
     on_progress: called while loading, in the event loop, with (done, total, name).
+    log: format and level of the child's log lines, as `server.logs.configure` takes them.
     """
 
     def __init__(
@@ -40,9 +41,10 @@ class EngineProcess(EngineFront):
         factory: str = DEFAULT_CORE,
         heartbeat_timeout_s: float = 60.0,
         on_progress: Progress | None = None,
+        log: tuple[str, str] | None = None,
     ) -> None:
         super().__init__()
-        self._build = Build(factory, config)
+        self._build = Build(factory, config, log)
         self._heartbeat_timeout_s = heartbeat_timeout_s
         self._on_progress = on_progress
         self._link: EngineLink | None = None

@@ -17,10 +17,14 @@ from server.types import Delta, EngineConfig, Event, GenerateRequest, ModelInfo,
 
 @dataclass(frozen=True, slots=True)
 class Build:
-    """First message to the child: what to run. factory: "module:function"."""
+    """First message to the child: what to run.
+
+    factory: "module:function". log: format and level for `server.logs.configure`; None leaves logging alone.
+    """
 
     factory: str
     config: EngineConfig
+    log: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True)

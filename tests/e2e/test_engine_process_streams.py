@@ -2,13 +2,21 @@
 
 import asyncio
 import contextlib
-import logging
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
-from fake_core import FACTORY
+import uvloop
+from fake_core import FACTORY, HEAVY
 
+from model.tiny import make_tiny
 from server.engine.local import LocalEngine
 from server.engine_process import EngineProcess
 from server.errors import EngineError, InvalidRequest, NotReady, RequestCancelled
@@ -26,11 +34,13 @@ from server.types import (
     StageChanged,
 )
 
+ROOT = Path(__file__).parents[2]
 ENGINES = [LocalEngine, EngineProcess]
 
 
 def request(prompt="tokens=3", request_id="a", waveform=None):
-    return GenerateRequest(request_id, prompt, waveform, b"", SamplingParams(max_tokens=5))
+    key = b"" if waveform is None else hashlib.sha256(waveform.tobytes()).digest()
+    return GenerateRequest(request_id, prompt, waveform, key, SamplingParams(max_tokens=5))
 
 
 async def answer(engine, prompt, request_id="a", waveform=None):
@@ -240,10 +250,60 @@ async def test_one_submission_that_raises_fails_alone(tmp_path, capfd):
     assert "secret" not in logged
 
 
+async def test_the_child_logs_in_the_shape_it_is_told(tmp_path, capfd):
+    engine = EngineProcess(EngineConfig(tmp_path), factory=FACTORY, log=("json", "info"))
+    await engine.start()
+    await answer(engine, "submit-raises secret")
+    await engine.stop()
+    (line,) = capfd.readouterr().err.splitlines()
+    assert json.loads(line)["logger"] == "server.engine_child"
+
+
 async def test_the_child_loads_no_front_end(tmp_path):
     engine = EngineProcess(EngineConfig(tmp_path), factory=FACTORY)
     await engine.start()
     events = await answer(engine, "modules")
     await engine.stop()
     assert [event.text for event in events if isinstance(event, Delta)] == [""]
-    assert logging.getLogger("server").handlers == []
+
+
+def test_the_real_core_loads_no_front_end():
+    program = "import sys, server.engine_child, server.engine.build; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, cwd=ROOT, check=True)
+    modules = done.stdout.decode().split()
+    assert "torch" in modules
+    assert set(HEAVY[:4]).isdisjoint(modules)
+
+
+def test_it_runs_on_uvloop(tmp_path):
+    async def run():
+        engine = EngineProcess(EngineConfig(tmp_path), factory=FACTORY)
+        await engine.start()
+        await answer(engine, "tokens=1")
+        os.kill(engine.child_pid, signal.SIGKILL)
+        await until(lambda: engine.health().state is EngineState.FAILED)
+        await until(lambda: engine.health().state is EngineState.READY)
+        events = await answer(engine, "tokens=1")
+        await engine.stop()
+        return events
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        assert isinstance(runner.run(run())[-1], Finished)
+
+
+@pytest.mark.parametrize("make", ENGINES)
+async def test_a_real_model_answers(make, tmp_path):
+    make_tiny(tmp_path / "model")
+    steps = []
+    config = EngineConfig(tmp_path / "model", device="cpu", max_batch_size=2, num_threads=1)
+    engine = make(config, on_progress=lambda *step: steps.append(step))
+    await engine.start()
+    wave = np.random.default_rng(0).standard_normal(16_000).astype(np.float32)
+    events = await answer(engine, "What was said?", waveform=wave)
+    runs = engine.take_encoder_runs()
+    await engine.stop()
+    assert isinstance(events[0], Accepted)
+    assert isinstance(events[-1], Finished)
+    assert events[0].audio_tokens > 0
+    assert {run.encoder for run in runs} == {"whisper", "wavlm"}
+    assert steps[-1][0] == steps[-1][1]
