@@ -89,7 +89,7 @@ class Scheduler:
         self._ready: list[tuple[int, Sequence]] = []
         self._running: dict[int, Sequence] = {}
         self._passes: dict[bytes, AdapterPass] = {}
-        self._deadlines: list[tuple[float, int, Sequence]] = []
+        self._deadlines: list[tuple[float, str]] = []
         self._waiting_audio_s = 0.0
         self._stage_changes: list[tuple[Sequence, Stage]] = []
 
@@ -131,7 +131,7 @@ class Scheduler:
         self._queue.append(sequence)
         self._waiting_audio_s += sequence.audio_seconds
         for deadline in {sequence.deadline, sequence.queue_deadline} - {float("inf")}:
-            heapq.heappush(self._deadlines, (deadline, sequence.order, sequence))
+            heapq.heappush(self._deadlines, (deadline, sequence.request_id))
 
     def end(self, sequence: Sequence) -> None:
         """Take a sequence out, in whatever phase, and free all that it holds."""
@@ -146,17 +146,17 @@ class Scheduler:
 
     def expired(self, now: float) -> list[Sequence]:
         """Live sequences whose deadline, or deadline for having started, has passed."""
-        overdue = {}
+        overdue: dict[str, Sequence] = {}
         while self._deadlines and self._deadlines[0][0] <= now:
-            deadline, order, sequence = heapq.heappop(self._deadlines)
+            # By name: a deadline may lie far off, and an ended sequence must not be kept until then.
+            deadline, request_id = heapq.heappop(self._deadlines)
+            sequence = self._live.get(request_id)
+            if sequence is None:
+                continue
             unstarted = deadline == sequence.queue_deadline and not sequence.started
-            if sequence.phase is not Phase.ENDED and (sequence.deadline <= now or unstarted):
-                overdue[order] = sequence
+            if sequence.deadline <= now or unstarted:
+                overdue[request_id] = sequence
         return list(overdue.values())
-
-    def next_deadline(self) -> float:
-        """The earliest time at which `expired` may have something to say."""
-        return self._deadlines[0][0] if self._deadlines else float("inf")
 
     # One step.
 
