@@ -127,7 +127,10 @@ class EngineCore:
         batch = self.scheduler.schedule(now)
         if not batch and self.scheduler.has_work:
             raise RuntimeError("the scheduler found nothing to do for live requests")
+        self._publish_stages()
         self._encode(batch.encode)
+        # A clip that failed may have ended the only request that an instruction was to be read for.
+        batch.prefills = [chunk for chunk in batch.prefills if chunk.owner.pages]
         if batch.prefills or batch.decodes:
             self._commit(batch, self._forward(batch))
         self.runner.forget(*self.scheduler.evict())
@@ -303,6 +306,5 @@ class EngineCore:
             self._events.append(StageChanged(sequence.request_id, stage))
 
     def _output(self) -> StepOutput:
-        self._publish_stages()
         events, self._events = tuple(self._events), []
         return StepOutput(events, self.stats(), self.runner.take_encoder_runs())
