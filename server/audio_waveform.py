@@ -122,21 +122,16 @@ def _read_mono(clip: Clip, limits: AudioLimits) -> tuple[npt.NDArray[np.float32]
         parts.append(resampler.push(_mix_down(block)))
     parts.append(resampler.flush())
     waveform = np.concatenate(parts)
-    _check_finite(waveform)
+    # Here and not before: neither the mean nor the filter ever turns such a sample into a number again.
+    if not np.isfinite(waveform).all():
+        raise InvalidAudio("The audio has samples that are NaN or infinite.")
     return waveform, num_frames
 
 
 def _mix_down(block: Block) -> npt.NDArray[np.float32]:
     """[frames, channels] -> [frames], the mean; one channel passes through bit by bit."""
     with np.errstate(over="ignore", invalid="ignore"):
-        mono = block[:, 0] if block.shape[1] == 1 else block.mean(axis=1, dtype=np.float32)
-    _check_finite(mono)
-    return mono
-
-
-def _check_finite(samples: npt.NDArray[np.float32]) -> None:
-    if not np.isfinite(samples).all():
-        raise InvalidAudio("The audio has samples that are NaN or infinite.")
+        return block[:, 0] if block.shape[1] == 1 else block.mean(axis=1, dtype=np.float32)
 
 
 class _Resampler:

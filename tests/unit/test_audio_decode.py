@@ -131,6 +131,16 @@ async def test_a_dead_process_fails_its_own_request_alone(
     assert child not in children()
 
 
+async def test_a_dead_process_is_replaced_at_once(decoder: AudioDecoder) -> None:
+    dying = await start_decode(decoder, SLOW)
+    children()[0].kill()
+    with pytest.raises(EngineError):
+        await dying
+    async with asyncio.timeout(5):
+        while decoder.num_alive == 0:
+            await asyncio.sleep(0.01)
+
+
 async def test_an_idle_process_that_died_is_replaced_before_it_costs_a_request(decoder: AudioDecoder) -> None:
     (child,) = children()
     child.kill()
@@ -192,9 +202,20 @@ async def test_the_memory_limit() -> None:
 
 async def test_too_little_memory_to_start_is_an_error_at_start() -> None:
     pool = AudioDecoder(AudioLimits(max_seconds=30.0, max_memory_mb=1), num_workers=2)
+    start, early = asyncio.create_task(pool.start()), asyncio.create_task(pool.decode(wav()))
     with pytest.raises(EngineError, match="1 MB are too few"):
-        await pool.start()
+        await start
+    with pytest.raises(NotReady):
+        await early
     assert not children()
+
+
+def test_the_parent_loads_no_decoder() -> None:
+    """Nor does the worker load torch: it is a fresh interpreter that imports `server.audio_*` alone."""
+    heavy = "{'av', 'soundfile', 'soxr', 'librosa', 'torch', 'transformers'}"
+    for module, allowed in (("audio_decode", "set()"), ("audio_waveform", "{'av', 'soundfile', 'soxr'}")):
+        code = f"import sys, server.{module}; assert {heavy} & set(sys.modules) == {allowed}"
+        subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
 
 
 async def test_stop_ends_running_and_waiting_requests() -> None:

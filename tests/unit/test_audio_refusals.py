@@ -114,6 +114,12 @@ def test_wav_with_an_empty_data_chunk_before_others() -> None:
     assert "no samples" in refusal(empty)
 
 
+@pytest.mark.parametrize("name", ["ogg vorbis", "ogg opus"])
+def test_ogg_without_its_last_page(name: str) -> None:
+    data = FORMATS[name](noise(3.0, 48_000), 48_000)
+    assert "end-of-stream" in refusal(data[: data.rindex(b"OggS")])
+
+
 def test_mp3_with_fewer_frames_than_its_header_counts() -> None:
     data = FORMATS["mp3"](noise(1.0, 48_000), 48_000)
     frame = len(data) // 43
@@ -156,10 +162,11 @@ def test_too_many_channels() -> None:
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e300])
-@pytest.mark.parametrize("rate", [16_000, 48_000])
-def test_samples_that_are_not_numbers(bad: float, rate: int) -> None:
+@pytest.mark.parametrize("rate", [16_000, 48_000, 192_000])
+@pytest.mark.parametrize("place", [0, 0.5, 1])
+def test_samples_that_are_not_numbers(bad: float, rate: int, place: float) -> None:
     samples = np.zeros((rate, 2))
-    samples[rate // 2, 1] = bad
+    samples[int(place * (rate - 1)), 1] = bad
     assert "NaN or infinite" in refusal(encode_soundfile(samples, rate, "WAV", "DOUBLE"))
 
 
