@@ -184,7 +184,7 @@ class KeyRing:
             return 0
         if key is None:
             raise AuthenticationError("No API key: send the header `Authorization: Bearer <key>`.")
-        sent = key.encode("utf-8", "surrogateescape")
+        sent = key.encode("utf-8", "surrogatepass")
         matches = [index for index, known in enumerate(self._keys) if hmac.compare_digest(known, sent)]
         if not matches:
             raise AuthenticationError("The API key is not known here.")

@@ -66,7 +66,7 @@ class EngineCall:
 class ChatStream:
     """Async iterator of `Delta`; raises the ServerError that ends the request, if one does.
 
-    accepted: the engine's first event. audio: the clip as received, None without one.
+    audio: the clip as received, None without one. decode_s: seconds its decoding took.
     finished, timings: set once the iterator is exhausted without an error.
     """
 
@@ -75,11 +75,9 @@ class ChatStream:
         call: EngineCall,
         reservation: Reservation,
         metrics: Metrics,
-        accepted: Accepted,
         audio: AudioInfo | None,
         decode_s: float,
     ) -> None:
-        self.accepted = accepted
         self.audio = audio
         self.finished: Finished | None = None
         self.timings: Timings | None = None
@@ -91,12 +89,31 @@ class ChatStream:
         self._first_token_s: float | None = None
         self._deltas: asyncio.Queue[Delta | None] = asyncio.Queue()
         self._error: ServerError | None = None
+        self._accepted: Accepted | None = None
+        self._is_answered = asyncio.Event()
         self._task = asyncio.create_task(self._follow(), name=self.request_id)
 
     @property
     def request_id(self) -> str:
         """The server's own id of the request."""
         return self._reservation.request_id
+
+    @property
+    def accepted(self) -> Accepted:
+        """The engine's first event; known once `wait_accepted` has returned."""
+        if self._accepted is None:
+            raise RuntimeError("the engine has not accepted the request yet")
+        return self._accepted
+
+    async def wait_accepted(self) -> None:
+        """Return when the engine takes the request. Raises its refusal; aborts on every other way out."""
+        try:
+            await self._is_answered.wait()
+            if self._accepted is None and self._error is not None:
+                raise self._error
+        except BaseException:
+            await self.aclose()
+            raise
 
     @property
     def done(self) -> asyncio.Task[None]:
@@ -149,20 +166,32 @@ class ChatStream:
     def _end(self, error: ServerError) -> None:
         self._error = error
         self._reservation.fail(error)
+        self._is_answered.set()
         self._deltas.put_nowait(None)
 
     def _take(self, event: Event) -> None:
         match event:
+            case Failed(error=error):
+                raise error
+            case Accepted() if self._accepted is None:
+                self._take_accepted(event)
+            case _ if self._accepted is None:
+                raise EngineError("The engine answered before it accepted the request.")
             case StageChanged(stage=stage):
                 self._reservation.enter(stage)
             case Delta():
                 self._take_delta(event)
             case Finished():
                 self._take_finished(event)
-            case Failed(error=error):
-                raise error
             case Accepted():
                 raise EngineError("The engine accepted a request twice.")
+
+    def _take_accepted(self, accepted: Accepted) -> None:
+        """The engine holds the waveform now; it is its to bound."""
+        self._accepted = accepted
+        self._reservation.resize_bytes(0)
+        self._metrics.prefilling(accepted.prompt_tokens)
+        self._is_answered.set()
 
     def _take_delta(self, delta: Delta) -> None:
         if delta.token_ids:

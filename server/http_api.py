@@ -75,13 +75,16 @@ def add_metrics_route(app: FastAPI, service: SpeechService) -> None:
 def add_probe_routes(app: FastAPI, service: SpeechService) -> None:
     """Health; never asks for a key."""
 
-    @app.api_route("/livez", methods=["GET", "HEAD"])
+    @app.head("/livez", include_in_schema=False)
+    @app.get("/livez")
     async def livez() -> Response:
         live = service.readiness().live
         return JsonResponse({"status": "alive" if live else "hung"}, 200 if live else 503)
 
-    @app.api_route("/readyz", methods=["GET", "HEAD"])
-    @app.api_route("/health", methods=["GET", "HEAD"], include_in_schema=False)
+    @app.head("/health", include_in_schema=False)
+    @app.get("/health", include_in_schema=False)
+    @app.head("/readyz", include_in_schema=False)
+    @app.get("/readyz")
     async def readyz() -> Response:
         readiness = service.readiness()
         return JsonResponse({"status": readiness.state}, 200 if readiness.ready else 503)

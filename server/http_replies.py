@@ -10,6 +10,9 @@ from typing import Any
 from server.service import AUDIO_FORMATS, ChatStream, ModelCard
 from server.types import Delta, Finished, Usage
 
+CAPABILITIES = ("speech_chat",)
+"""What the model can be asked for here, as `GET /v1/models` says it."""
+
 
 @dataclass(slots=True)
 class Answer:
@@ -105,7 +108,7 @@ def model_json(card: ModelCard) -> dict[str, Any]:
         "owned_by": "wavllm",
         **limits,
         "formats": list(AUDIO_FORMATS),
-        "capabilities": ["speech_chat", "chat_completions", "transcriptions", "translations"],
+        "capabilities": list(CAPABILITIES),
     }
 
 

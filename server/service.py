@@ -23,7 +23,6 @@ from server.admission import KeyRing, Ledger, LedgerLimits, RateLimiter, Slot
 from server.chat_stream import ChatStream, EngineCall, Timings
 from server.errors import (
     DeadlineExceeded,
-    EngineError,
     InvalidAudio,
     NotReady,
     PayloadTooLarge,
@@ -33,12 +32,10 @@ from server.metrics import Metrics, Outcome, Snapshot
 from server.reservation import Reservation
 from server.settings import Settings
 from server.types import (
-    Accepted,
     AudioInfo,
     DecodedAudio,
     Engine,
     EngineState,
-    Failed,
     GenerateRequest,
     Stage,
 )
@@ -250,7 +247,8 @@ class SpeechService:
             check_command(command, self.settings, self._engine.info)
             reservation.limit_time(command.timeout_s)
             async with reservation.before_deadline():
-                return await self._submit(reservation, command)
+                audio, decode_s = await self._decode(reservation, command.audio)
+            return await self._submit(reservation, command, audio, decode_s)
 
     def readiness(self) -> Readiness:
         """State of the server and its engine; a full queue fails neither answer."""
@@ -308,21 +306,20 @@ class SpeechService:
         if self._engine.health().state is not EngineState.READY:
             raise NotReady("The engine is being started again.", retry_after_s=LOADING_RETRY_S)
 
-    async def _submit(self, reservation: Reservation, command: ChatCommand) -> ChatStream:
-        audio, decode_s = await self._decode(reservation, command.audio)
+    async def _submit(
+        self, reservation: Reservation, command: ChatCommand, audio: DecodedAudio | None, decode_s: float
+    ) -> ChatStream:
+        """Hand the request to the engine; the stream keeps the deadline from here on."""
         reservation.stage = Stage.QUEUED
         if command.timeout_s is not None:
             self._check_wait(reservation)
         request = self._engine_request(reservation, command, audio)
         call = EngineCall(self._engine, request.request_id, self._engine.generate(request))
-        accepted = await _first_event(call)
-        reservation.resize_bytes(0)
-        self.metrics.prefilling(accepted.prompt_tokens)
-        info = audio.info if audio else None
-        stream = ChatStream(call, reservation, self.metrics, accepted, info, decode_s)
+        stream = ChatStream(call, reservation, self.metrics, audio.info if audio else None, decode_s)
         reservation.follow_with(stream.done)
         self._tasks.add(stream.done)
         stream.done.add_done_callback(self._tasks.discard)
+        await stream.wait_accepted()
         return stream
 
     async def _decode(
@@ -395,17 +392,3 @@ class SpeechService:
             state=self._public_state(),
             engine=self._engine.stats(),
         )
-
-
-async def _first_event(call: EngineCall) -> Accepted:
-    """Wait until the engine takes the request. Raises its refusal; aborts on every other way out."""
-    try:
-        event = await call.next_event()
-        if isinstance(event, Failed):
-            raise event.error
-        if not isinstance(event, Accepted):
-            raise EngineError("The engine answered before it accepted.")
-    except BaseException:
-        await call.aclose()
-        raise
-    return event
