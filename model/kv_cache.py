@@ -20,7 +20,6 @@ class KVCache:
         shape = (config.num_hidden_layers, num_pages, page_size, config.num_attention_heads, config.head_dim)
         self.num_pages = num_pages
         self.page_size = page_size
-        # Zeros, not empty: a padded row of a decode batch reads slots nobody wrote, and NaN times 0 is NaN.
         self.keys = torch.zeros(shape, dtype=dtype, device=device)
         self.values = torch.zeros(shape, dtype=dtype, device=device)
 
@@ -29,12 +28,26 @@ class KVCache:
         """Bytes that one page takes over all layers, keys and values together."""
         return 2 * config.num_hidden_layers * page_size * config.hidden_size * dtype.itemsize
 
+    def clear(self, pages: Tensor) -> None:
+        """Zero pages [P] before their first write. Attention reads whole pages and masks what is not written
+        yet, but a NaN left there by a broken request would get through: NaN times 0 is NaN.
+        """
+        self.keys.index_fill_(1, pages, 0)
+        self.values.index_fill_(1, pages, 0)
+
     def write(self, layer: int, slots: Tensor, key: Tensor, value: Tensor) -> None:
         """Put key and value [N, H, d] of one layer into slots [N]."""
         self.keys[layer].flatten(0, 1).index_copy_(0, slots, key)
         self.values[layer].flatten(0, 1).index_copy_(0, slots, value)
 
     def read(self, layer: int, pages: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of block tables [..., P] as [..., P * page_size, H, d]."""
-        key, value = self.keys[layer][pages], self.values[layer][pages]
-        return key.flatten(-4, -3), value.flatten(-4, -3)
+        """Keys and values of block tables [..., P] as [..., P * page_size, H, d].
+
+        index_select copies whole pages; indexing with `pages` copies number by number, four times slower on
+        a CPU.
+        """
+        shape = (*pages.shape[:-1], -1, *self.keys.shape[-2:])
+        key, value = (
+            stored[layer].index_select(0, pages.flatten()).view(shape) for stored in (self.keys, self.values)
+        )
+        return key, value
