@@ -34,7 +34,7 @@ class PrefillSpan:
 class DecodeRows:
     """Rows start: of the flat batch are one token each of B sequences.
 
-    pages: [B, P] int64 block tables, padded with any valid page. contexts: [B] int64.
+    pages: [B, P] int64 block tables, padded with pages of the same row. contexts: [B] int64.
     """
 
     start: int

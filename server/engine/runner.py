@@ -96,6 +96,7 @@ class Runner:
 
         A finished adapter pass leaves its scale under its instruction's key.
         """
+        self.cache.clear(self._index(self._new_pages(prefills, decodes)))
         batch, ends = self._flatten(prefills, decodes)
         hidden = self.model(batch, self.cache)
         self._keep_passes(prefills, hidden)
@@ -146,7 +147,7 @@ class Runner:
 
     def _decode_rows(self, decodes: Rows[Sequence], first: int) -> DecodeRows:
         width = max(len(sequence.pages) for sequence in decodes)
-        tables = [sequence.pages + [0] * (width - len(sequence.pages)) for sequence in decodes]
+        tables = [s.pages + s.pages[:1] * (width - len(s.pages)) for s in decodes]
         contexts = [len(sequence) for sequence in decodes]
         return DecodeRows(first, self._index(tables), self._index(contexts))
 
@@ -170,6 +171,13 @@ class Runner:
         if isinstance(owner, AdapterPass) or not owner.instruction_key:
             return self._no_scale
         return self._scales[owner.instruction_key]
+
+    def _new_pages(self, prefills: Rows[Chunk], decodes: Rows[Sequence]) -> list[int]:
+        """Pages that this forward is the first to write to for their owner."""
+        size = self.cache.page_size
+        spans = [(chunk.owner.pages, chunk.start, chunk.stop) for chunk in prefills]
+        spans += [(sequence.pages, len(sequence) - 1, len(sequence)) for sequence in decodes]
+        return [page for pages, start, stop in spans for page in pages[-(-start // size) : -(-stop // size)]]
 
     def _slots(self, pages: list[int], start: int, stop: int) -> list[int]:
         size = self.cache.page_size
