@@ -61,7 +61,9 @@ class StoredZip:
         return self._file.read(self.size(name))
 
     def _header_bytes(self, entry: zipfile.ZipInfo) -> int:
-        self._file.seek(entry.header_offset)
+        # the directory is bytes of the file too, and may give an offset that no file has
+        is_inside = 0 <= entry.header_offset < self._size
+        self._file.seek(entry.header_offset if is_inside else self._size)
         header = self._file.read(LOCAL_HEADER.size)
         if len(header) < LOCAL_HEADER.size or not header.startswith(SIGNATURE):
             raise CheckpointError(f"entry {entry.filename} is not where the zip's directory says")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import pickle
+import re
 import sys
 import zipfile
 from collections import OrderedDict
@@ -282,6 +283,18 @@ def test_a_file_cut_after_opening_is_noticed(path):
             file.truncate(1000)
         with pytest.raises(CheckpointError, match="ends within"):
             checkpoint.tensors["a"].read()
+
+
+@pytest.mark.parametrize("field", [b"\xf0\xff\xff\xff", b"\xff\xff\xff\x7f", b"\x01\0\0\0"])
+@pytest.mark.parametrize("place", [b"PK\x01\x02" + b".{38}", b"PK\x05\x06" + b".{12}"], ids=["entry", "end"])
+def test_entries_that_are_not_where_the_directory_says_are_refused(path, place, field):
+    """The offset of one entry, or of the directory itself, which shifts all entries below zero."""
+    whole = write_archive(path, tensor_pickle(), {"0": FLOATS}).read_bytes()
+    moved = re.sub(b"(?s)(" + place + b").{4}", lambda match: match[1] + field, whole, count=1)
+    assert moved != whole
+    path.write_bytes(moved)
+    with pytest.raises(CheckpointError):
+        PtCheckpoint(path)
 
 
 @pytest.fixture(scope="module")
