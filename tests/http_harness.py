@@ -7,7 +7,7 @@ import base64
 import contextlib
 import json
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
@@ -88,10 +88,20 @@ class LiveServer:
 
     service: SpeechService
     port: int
+    clients: list[RawClient] = field(default_factory=list)
 
     async def connect(self) -> RawClient:
-        """A raw connection."""
-        return RawClient(*await asyncio.open_connection("127.0.0.1", self.port))
+        """A raw connection; dropped at the end if it still stands."""
+        client = RawClient(*await asyncio.open_connection("127.0.0.1", self.port))
+        self.clients.append(client)
+        return client
+
+    async def drop_clients(self) -> None:
+        """Close every connection."""
+        for client in self.clients:
+            client.vanish()
+            with contextlib.suppress(OSError):
+                await client.writer.wait_closed()
 
 
 @dataclass
@@ -134,9 +144,11 @@ async def live_server(
         await service.start()
     server = HttpServer(create_app(service), service.settings, 0)
     port = await server.start()
+    live = LiveServer(service, port)
     try:
-        yield LiveServer(service, port)
+        yield live
     finally:
+        await live.drop_clients()
         await service.stop()
         await server.stop()
     check_law(service)

@@ -1,0 +1,258 @@
+"""Real sockets against uvicorn: what ASGI in process cannot show."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+
+import pytest
+from fakes import FakeDecoder, FakeEngine, eventually, make_service
+from http_harness import check_law, counted, json_body, live_server, post, post_head
+
+from server.types import Stage
+
+CAP = 25 * 2**20 * 4 // 3 + 65536
+
+
+async def refused_service(**settings):
+    """A service whose queue is full."""
+    service = make_service(max_queued_requests=1, **settings)
+    await service.start()
+    return service, service.reserve(num_bytes=1, api_key=None, transport="test")
+
+
+async def test_expect_100_gets_the_final_status_at_once():
+    service, held = await refused_service()
+    async with live_server(service, start=False) as server:
+        client = await server.connect()
+        start = time.monotonic()
+        await client.send(post_head(10_000_000, "expect: 100-continue"))
+        status, headers = await client.head()
+        assert time.monotonic() - start < 0.2
+        assert (status, headers["connection"]) == (503, "close")
+        assert json.loads(await client.body(headers))["error"]["code"] == "overloaded"
+        assert await client.reader.read() == b""
+        held.fail(ValueError())
+
+
+async def test_expect_100_continues_when_there_is_room():
+    async with live_server() as server:
+        client = await server.connect()
+        body = json.dumps(json_body()).encode()
+        await client.send(post_head(len(body), "expect: 100-continue"))
+        assert (await client.head())[0] == 100
+        await client.send(body)
+        assert (await client.head())[0] == 200
+
+
+async def test_the_slot_is_taken_before_the_body_is_read():
+    async with live_server(make_service(max_queued_requests=1)) as server:
+        first = await server.connect()
+        await first.send(post_head(1000))
+        await eventually(lambda: server.service.ledger.num_open == 1)
+        assert server.service.ledger.num_bytes == 1000
+        second = await server.connect()
+        await second.send(post_head(1000))
+        assert (await second.head())[0] == 503
+        first.vanish()
+        await eventually(lambda: server.service.ledger.num_open == 0)
+        assert counted(server.service)["requests_cancelled{receiving}"] == 1
+
+
+async def test_a_refused_client_reads_its_status_and_goes_on_with_the_connection():
+    service, held = await refused_service()
+    async with live_server(service, start=False) as server:
+        client = await server.connect()
+        body = b"x" * 900_000
+        await client.send(post_head(len(body)) + body)
+        status, headers = await client.head()
+        assert (status, headers["retry-after"]) == (503, "1")
+        assert "connection" not in headers
+        await client.body(headers)
+        held.fail(ValueError())
+        await client.send(post(json_body()))
+        assert (await client.head())[0] == 200
+
+
+@pytest.mark.parametrize("size", [CAP + 1, 60_000_000])
+async def test_a_client_that_sends_all_before_it_reads_still_sees_a_413(size):
+    async with live_server() as server:
+        client = await server.connect()
+        await client.send(post_head(size))
+        sending = asyncio.create_task(client.send(b"x" * 1_000_000))
+        status, headers = await client.head()
+        assert (status, headers["connection"]) == (413, "close")
+        assert json.loads(await client.body(headers))["error"]["code"] == "payload_too_large"
+        await sending
+
+
+async def test_a_drain_ends_after_a_second():
+    async with live_server() as server:
+        client = await server.connect()
+        await client.send(post_head(CAP + 1) + b"x")
+        start = time.monotonic()
+        assert (await client.head())[0] == 413
+        assert time.monotonic() - start < 0.2
+        await asyncio.wait_for(client.reader.read(), 3)
+        assert 0.5 < time.monotonic() - start < 2
+
+
+async def test_a_chunked_body_reserves_the_whole_cap_and_is_cut_off_past_it():
+    async with live_server() as server:
+        client = await server.connect()
+        await client.send(post_head(None))
+        await eventually(lambda: server.service.ledger.num_bytes == CAP)
+        piece = b"x" * 1_000_000
+
+        async def upload():
+            for _ in range(36):
+                await client.send(b"%x\r\n" % len(piece) + piece + b"\r\n")
+
+        sending = asyncio.create_task(upload())
+        assert (await client.head())[0] == 413
+        sending.cancel()
+        await eventually(lambda: server.service.ledger.num_open == 0)
+        assert counted(server.service)["requests_failed{payload_too_large}"] == 1
+
+
+async def test_a_chunked_body_under_the_cap_is_answered():
+    async with live_server() as server:
+        client = await server.connect()
+        body = json.dumps(json_body()).encode()
+        await client.send(post_head(None))
+        for start in range(0, len(body), 1000):
+            piece = body[start : start + 1000]
+            await client.send(b"%x\r\n" % len(piece) + piece + b"\r\n")
+        await client.send(b"0\r\n\r\n")
+        assert (await client.head())[0] == 200
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize(
+    ("point", "stage"),
+    [
+        ("accept", Stage.QUEUED),
+        ("start", Stage.QUEUED),
+        ("encode", Stage.ENCODING),
+        ("prefill", Stage.PREFILLING),
+        (1, Stage.GENERATING),
+    ],
+)
+async def test_leaving_in_any_stage_frees_the_place(stream, point, stage, caplog):
+    caplog.set_level("INFO")
+    engine = FakeEngine(gates={point: asyncio.Event()})
+    async with live_server(make_service(engine)) as server:
+        client = await server.connect()
+        await client.send(post(json_body(stream=stream)))
+        await eventually(lambda: bool(engine.live))
+        await asyncio.sleep(0.03)
+        client.vanish()
+        start = time.monotonic()
+        await eventually(lambda: not engine.live and server.service.ledger.num_open == 0)
+        assert time.monotonic() - start < 0.3
+        assert len(engine.aborted) == 1
+        assert counted(server.service)[f"requests_cancelled{{{stage.value}}}"] == 1
+        check_law(server.service)
+        await eventually(lambda: any(getattr(record, "status", 0) == 499 for record in caplog.records))
+
+
+async def test_leaving_while_decoding():
+    decoder = FakeDecoder()
+    service = make_service(decoder=decoder)
+    await service.start()
+    decoder.gate = asyncio.Event()
+    async with live_server(service, start=False) as server:
+        client = await server.connect()
+        await client.send(post(json_body()))
+        await eventually(lambda: server.service.ledger.num_open == 1)
+        await asyncio.sleep(0.03)
+        client.vanish()
+        await eventually(lambda: server.service.ledger.num_open == 0)
+        assert counted(server.service)["requests_cancelled{decoding}"] == 1
+
+
+async def test_a_body_that_trickles_ends_at_the_deadline():
+    async with live_server(make_service(request_timeout=0.2)) as server:
+        client = await server.connect()
+        await client.send(post_head(1000) + b"{")
+        status, headers = await client.head()
+        assert status == 504
+        assert json.loads(await client.body(headers))["error"]["code"] == "deadline_exceeded"
+        assert counted(server.service)["requests_failed{deadline_exceeded}"] == 1
+
+
+async def test_what_is_not_http_gets_the_same_error_shape():
+    async with live_server() as server:
+        client = await server.connect()
+        await client.send(b"EHLO there\r\n\r\n")
+        status, headers = await client.head()
+        assert (status, len(headers["x-request-id"])) == (400, 32)
+        assert json.loads(await client.body(headers))["error"]["code"] == "invalid_request"
+
+
+@pytest.mark.parametrize("head", [b"GET /" + b"a" * 200_000, b"GET / HTTP/1.1\r\n" + b"x: y\r\n" * 40_000])
+async def test_a_head_without_end_is_refused(head):
+    async with live_server() as server:
+        client = await server.connect()
+        await client.send(head)
+        assert (await client.head())[0] == 400
+        assert server.service.ledger.num_open == 0
+
+
+async def test_a_head_that_does_not_come_is_given_up(monkeypatch):
+    monkeypatch.setattr("server.http_server.HEAD_TIMEOUT_S", 0.1)
+    async with live_server() as server:
+        client = await server.connect()
+        await client.send(b"GET / HTTP/1.1\r\n")
+        assert await asyncio.wait_for(client.reader.read(), 2) == b""
+
+
+async def test_a_kept_connection_is_not_given_up_by_the_heads_timer(monkeypatch):
+    monkeypatch.setattr("server.http_server.HEAD_TIMEOUT_S", 0.1)
+    async with live_server() as server:
+        client = await server.connect()
+        for _ in range(2):
+            await client.send(b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n")
+            status, headers = await client.head()
+            assert status == 200
+            await client.body(headers)
+            await asyncio.sleep(0.2)
+
+
+async def test_health_answers_while_a_large_body_is_taken_apart():
+    async with live_server() as server:
+        busy = await server.connect()
+        body = json.dumps(json_body(audio={"data": "A" * (25 * 2**20 // 3 * 4)})).encode()
+        sending = asyncio.create_task(busy.send(post_head(len(body)) + body))
+        probe = await server.connect()
+        worst = 0.0
+        answer = asyncio.create_task(busy.head())
+        while not answer.done():
+            start = time.monotonic()
+            await probe.send(b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n")
+            _, headers = await probe.head()
+            await probe.body(headers)
+            worst = max(worst, time.monotonic() - start)
+        await sending
+        assert (await answer)[0] == 415
+        assert worst < 0.3, "the event loop stood still; locally about 0.05 s, with both ends in one loop"
+
+
+async def test_a_port_in_use_is_one_clear_line():
+    from server.http_server import HttpServer, PortInUse
+
+    async with live_server() as server:
+        second = HttpServer(lambda *_: None, server.service.settings, server.port)
+        with pytest.raises(PortInUse, match=f"port {server.port}"):
+            await second.start()
+
+
+async def test_pipelined_requests_are_answered_in_order():
+    async with live_server() as server:
+        client = await server.connect()
+        await client.send(post(json_body()) + b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n")
+        for wanted in ("chat.completion", "alive"):
+            status, headers = await client.head()
+            assert status == 200
+            assert wanted.encode() in await client.body(headers)
