@@ -21,13 +21,13 @@ ASK_EXAMPLES = """Examples:
 """
 CONVERT_EXAMPLES = """Examples:
 
-  wavllm convert final.pt models/wavllm --tokenizer tokenizer.model --dtype bfloat16
+  wavllm convert --checkpoint final.pt --tokenizer tokenizer.model --output models/wavllm --dtype bfloat16
 
-  wavllm convert my-adapter models/mine --base-model Llama-2-7b-hf --speech-from models/wavllm
+  wavllm convert --base-model Llama-2-7b-hf --peft my-adapter --output models/mine
 
 Then: wavllm serve --model models/wavllm
 """
-EXPORT_EXAMPLES = """Example: wavllm export models/wavllm my-adapter"""
+EXPORT_EXAMPLES = """Example: wavllm export --model models/wavllm --peft my-adapter"""
 
 ModelDir = Annotated[
     Path | None, typer.Option("--model", help="Checkpoint directory.", show_default="the embedded default")
@@ -36,7 +36,7 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16, float16 or float64.")]
 OutputDtype = Annotated[
     str | None,
-    typer.Option(help="float32, bfloat16 or float16.", show_default="that of each tensor in SOURCE"),
+    typer.Option(help="float32, bfloat16 or float16.", show_default="that of each tensor as it is"),
 ]
 
 
@@ -62,46 +62,67 @@ def ask(
 
 
 def convert(
-    source: Annotated[Path, typer.Argument(help="The published final.pt, or a PEFT adapter's directory.")],
-    output: Annotated[Path, typer.Argument(help="New directory for the model.")],
+    output: Annotated[Path, typer.Option(help="New directory for the model.", show_default=False)],
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="The published final.pt, or one in its layout.", show_default=False)
+    ] = None,
     tokenizer: Annotated[
-        Path | None, typer.Option(help="SentencePiece model (for a final.pt).", show_default=False)
+        Path | None, typer.Option(help="SentencePiece model (with --checkpoint).", show_default=False)
     ] = None,
     spec: Annotated[
         Path | None,
-        typer.Option(help="JSON with the sizes (for a final.pt).", show_default="the released model's"),
+        typer.Option(help="JSON with the sizes (with --checkpoint).", show_default="the released model's"),
     ] = None,
     name: Annotated[
-        str | None, typer.Option(help="What the model calls itself (for a final.pt).", show_default=False)
+        str | None, typer.Option(help="What the model calls itself (with --checkpoint).", show_default=False)
     ] = None,
     base_model: Annotated[
-        Path | None, typer.Option(help="Hugging Face LLaMA directory (for an adapter).", show_default=False)
+        Path | None, typer.Option(help="Hugging Face LLaMA directory (with --peft).", show_default=False)
     ] = None,
+    peft: Annotated[Path | None, typer.Option(help="PEFT adapter directory.", show_default=False)] = None,
     speech_from: Annotated[
         Path | None,
         typer.Option(
-            help="Model directory that has the speech parts (for an adapter).", show_default="its own"
+            help="Model directory that has the speech parts (with --peft).", show_default="the adapter's own"
         ),
     ] = None,
     dtype: OutputDtype = None,
 ) -> None:
-    """Make a model directory that `wavllm serve --model` takes, from published weights or a PEFT adapter."""
+    """Make a model directory that `wavllm serve --model` takes.
+
+    From published weights (--checkpoint, --tokenizer), or from a PEFT adapter (--peft) over a Hugging Face
+    LLaMA (--base-model).
+    """
     from server.cli_convert import from_adapter, from_published
 
-    if source.is_dir():
-        from_adapter(source, output, base_model=base_model, speech_from=speech_from, dtype=dtype)
-    else:
-        from_published(source, output, tokenizer=tokenizer, spec=spec, dtype=dtype, name=name)
+    if (checkpoint is None) == (peft is None):
+        raise CommandError("give either --checkpoint or --peft", 2)
+    adapter_options = {"--base-model": base_model, "--speech-from": speech_from}
+    if checkpoint is not None:
+        _refuse(adapter_options, "--checkpoint")
+        from_published(checkpoint, output, tokenizer=tokenizer, spec=spec, dtype=dtype, name=name)
+    elif peft is not None:
+        _refuse({"--tokenizer": tokenizer, "--spec": spec, "--name": name}, "--peft")
+        from_adapter(peft, output, base_model=base_model, speech_from=speech_from, dtype=dtype)
+
+
+def _refuse(options: dict[str, Path | str | None], with_option: str) -> None:
+    """Options that would be ignored are refused, so that nobody believes they did something."""
+    given = [name for name, value in options.items() if value is not None]
+    if given:
+        raise CommandError(f"{given[0]}: does not go with {with_option}", 2)
 
 
 def export(
-    model: Annotated[Path, typer.Argument(help="Model directory.")],
-    output: Annotated[Path, typer.Argument(help="New directory for the adapter and the speech parts.")],
+    model: Annotated[Path, typer.Option(help="Model directory.", show_default=False)],
+    peft: Annotated[
+        Path, typer.Option(help="New directory for the adapter and the speech parts.", show_default=False)
+    ],
 ) -> None:
     """Write a model's LoRA as a PEFT adapter, the speech parts beside it."""
     from server.cli_convert import to_adapter
 
-    to_adapter(model, output)
+    to_adapter(model, peft)
 
 
 def build_app() -> typer.Typer:
