@@ -420,6 +420,23 @@ def test_shards_and_their_index_read_back(tmp_path):
     assert index["metadata"]["total_size"] == read.num_bytes
 
 
+def test_tensors_lie_at_multiples_of_their_item_size(tmp_path):
+    """One bfloat16 number would shift every float32 tensor after it by two bytes."""
+    with ShardWriter(tmp_path / "out", TINY, tokenizer=GOLDEN / "tokenizer.model") as writer:
+        for name, shape in expected_tensors(TINY).items():
+            odd = name == "prompt_adapter.attention.bias"
+            writer.add(name, torch.ones(shape, dtype=torch.bfloat16 if odd else torch.float32))
+    sizes = {"F32": 4, "BF16": 2}
+    for shard in (tmp_path / "out").glob("*.safetensors"):
+        content = shard.read_bytes()
+        length = int.from_bytes(content[:8], "little")
+        header = json.loads(content[8 : 8 + length])
+        del header["__metadata__"]
+        for entry in header.values():
+            assert (8 + length + entry["data_offsets"][0]) % sizes[entry["dtype"]] == 0
+    assert open_tensors(tmp_path / "out").dtypes["prompt_adapter.attention.bias"] == torch.bfloat16
+
+
 def test_a_writer_takes_exactly_the_expected_tensors(tmp_path):
     tokenizer = GOLDEN / "tokenizer.model"
     with (  # noqa: PT012

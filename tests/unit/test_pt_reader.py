@@ -297,6 +297,16 @@ def test_entries_that_are_not_where_the_directory_says_are_refused(path, place, 
         PtCheckpoint(path)
 
 
+def test_an_entry_that_reaches_past_the_end_is_refused(path):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("final/data.pkl", tensor_pickle(numel="K\x80"))
+        archive.writestr("final/data/0", FLOATS)
+        entry = archive.getinfo("final/data/0")
+        entry.file_size = entry.compress_size = 128 * 4
+    with pytest.raises(CheckpointError, match="final/data/0 reaches past the end"):
+        PtCheckpoint(path)
+
+
 @pytest.fixture(scope="module")
 def small_file(tmp_path_factory):
     return saved(tmp_path_factory.mktemp("fuzz") / "f.pt", {"model": {"a": torch.randn(4, 4).t()}})
