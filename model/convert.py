@@ -17,7 +17,8 @@ from model.checkpoint_format import CheckpointError, ShardWriter, check_names, e
 from model.checkpoint_names import Shape
 from model.config import ConfigError, SpeechLLMConfig
 from model.convert_names import is_never_used, published_name, sizes_from_shapes
-from model.convert_spec import Fields, read_spec
+from model.convert_rules import Fields
+from model.convert_spec import read_spec
 from model.pt_reader import LazyTensor, PtCheckpoint
 from model.safetensors_stream import DTYPE_NAMES
 

@@ -16,7 +16,8 @@ from model.checkpoint_format import check_names
 from model.checkpoint_names import Shapes, lora_tensors
 from model.config import ConfigError, LlamaConfig, LoraConfig
 from model.convert_llama_hf import hf_name, is_rotary, to_half_split, to_interleaved
-from model.convert_spec import Fields, in_order, read_json
+from model.convert_rules import Fields
+from model.convert_spec import in_order, read_json
 from model.safetensors_files import RenamedTensors, TensorFiles
 
 ADAPTER_CONFIG = "adapter_config.json"
