@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -106,7 +107,7 @@ def convert(
         from_adapter(peft, output, base_model=base_model, speech_from=speech_from, dtype=dtype)
 
 
-def _refuse(options: dict[str, Path | str | None], with_option: str) -> None:
+def _refuse(options: Mapping[str, Path | str | None], with_option: str) -> None:
     """Options that would be ignored are refused, so that nobody believes they did something."""
     given = [name for name, value in options.items() if value is not None]
     if given:

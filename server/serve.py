@@ -21,7 +21,6 @@ from server.http_api import create_app, create_metrics_app
 from server.http_server import HttpServer
 from server.service import SpeechService
 from server.settings import Settings
-from server.types import EngineConfig
 
 logger = logging.getLogger(__name__)
 
@@ -80,8 +79,9 @@ def build_service(
         limits = AudioLimits(max_seconds=max_audio_s, min_seconds=settings.min_audio_seconds)
         return AudioDecoder(limits, settings.audio_workers)
 
-    config: EngineConfig = settings.engine_config()
-    return SpeechService(EngineProcess(config, on_progress=on_progress), make_decoder, settings)
+    log = (settings.log_format, settings.log_level)
+    engine = EngineProcess(settings.engine_config(), on_progress=on_progress, log=log)
+    return SpeechService(engine, make_decoder, settings)
 
 
 async def serve(settings: Settings, service: SpeechService) -> None:

@@ -136,15 +136,9 @@ class EngineCore:
         self.runner.forget(*self.scheduler.evict())
         return self._output()
 
-    def fail_all(self, error: ServerError) -> StepOutput:
-        """End every request with `error`."""
-        self._take_inbox()
-        for sequence in self.scheduler.live():
-            self._fail(sequence, error)
-        return self._output()
-
     def close(self) -> None:
-        """Free nothing by hand: tensors go with the object. Here for the engine loop's contract."""
+        """Let go of the tensors; the core must not be used again."""
+        self.runner.close()
 
     def check_integrity(self) -> None:
         """Recount pages, slots and references. Raises AssertionError on any difference."""

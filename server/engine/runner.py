@@ -80,6 +80,12 @@ class Runner:
         runs, self._encoder_runs = tuple(self._encoder_runs), []
         return runs
 
+    def close(self) -> None:
+        """Drop all tensors but the model's."""
+        self._clips.clear()
+        self._scales.clear()
+        del self.cache
+
     @staticmethod
     def is_fatal(error: Exception) -> bool:
         """Whether the device's context is lost, so that no retry in this process can succeed."""
