@@ -25,6 +25,8 @@ DEAD_PEER_S = 20.0
 """A connection without a sign of life for so long is pinged, and dropped without an answer in half of it."""
 EXPIRE_S = 1.0
 """What calls that were told to end at shutdown get for their last status."""
+LINGER_S = 0.2
+"""What streams of reflection, and clients that do not read, get before the connection is cut."""
 
 
 class GrpcServer:
@@ -61,7 +63,8 @@ class GrpcServer:
         if not await _within(grace_s, self._chat):
             self._chat.expire_all()
             await _within(EXPIRE_S, self._chat)
-        await self._server.stop(None)  # what is left are streams of reflection, and clients that do not read
+        await asyncio.wait({stopping}, timeout=LINGER_S)
+        await self._server.stop(None)
         await stopping
 
 
@@ -86,7 +89,7 @@ def channel_options(settings: Settings) -> list[tuple[str, int]]:
         ("grpc.keepalive_time_ms", round(DEAD_PEER_S * 1e3)),
         ("grpc.keepalive_timeout_ms", round(DEAD_PEER_S * 5e2)),
         ("grpc.keepalive_permit_without_calls", 1),
-        ("grpc.http2.min_recv_ping_interval_without_data_ms", round(MIN_PING_INTERVAL_S * 1e3)),
+        ("grpc.http2.min_ping_interval_without_data_ms", round(MIN_PING_INTERVAL_S * 1e3)),
         ("grpc.http2.max_ping_strikes", 2),
     ]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 import uuid
@@ -24,8 +25,12 @@ Context = grpc.aio.ServicerContext[Any, Any]
 REQUEST_ID_KEY = "x-request-id"
 MAX_REPLY_MARGIN_S = 0.05
 """A refusal for lateness has to reach the client before its own clock runs out; so much is kept for it."""
+DRAIN_BYTES = 2**20
+DRAIN_S = 0.25
+"""Bounds of what is read of an upload after its refusal."""
 STALL_S = 1.0
-"""How long after its deadline a call may still hang in a write to a client that does not read."""
+"""How long a call may hang in writes to a client that does not read: once for what it is owed after the
+deadline, once for the status. The transport keeps the rest until the connection's age ends it."""
 
 
 class Call:
@@ -47,6 +52,7 @@ class Call:
         self._max_s = max_s
         self._started_at = time.monotonic()
         self._reservation: Reservation | None = None
+        self._input_ended = False
 
     def hold(self, reservation: Reservation) -> None:
         """The call got its slot: its deadline is the client's now, and so is its name if it gave one."""
@@ -79,9 +85,19 @@ class Call:
         message = await self._context.read()
         if isinstance(message, bytes):
             return message
+        self._input_ended = True
         # A lost call looks like a half-close here; its cancellation is due in the same turn of the loop.
         await asyncio.sleep(0)
         return None
+
+    async def drain(self) -> None:
+        """Read on for a moment and throw it away, before a refusal ends the call: grpc.aio's clients report
+        INTERNAL in place of the status if that finds them in the middle of a write."""
+        num_bytes = 0
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(DRAIN_S):
+                while not self._input_ended and num_bytes < DRAIN_BYTES:
+                    num_bytes += len(await self.read() or b"")
 
     async def write(self, message: Any) -> None:
         """Send one message; returns when the transport has taken it, so a slow reader slows its writer."""
@@ -123,9 +139,10 @@ class Call:
         status = status_of(error, self.request_id)
         self._log(status.code.name)
         try:
-            await self._context.abort(status.code, status.message, status.trailing_metadata)
-        except grpc.aio.InternalError as failure:
-            raise asyncio.CancelledError from failure
+            async with asyncio.timeout(STALL_S):
+                await self._context.abort(status.code, status.message, status.trailing_metadata)
+        except (TimeoutError, grpc.aio.InternalError) as failure:
+            raise asyncio.CancelledError from failure  # the client does not read, or is gone
 
     def _log(self, status: str) -> None:
         fields = {

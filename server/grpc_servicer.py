@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import grpc
 
-from server.errors import DeadlineExceeded, InvalidRequest, PayloadTooLarge
+from server.errors import DeadlineExceeded, InvalidRequest, PayloadTooLarge, ServerError
 from server.grpc_call import Call, Context
 from server.grpc_messages import (
     accepted_event,
@@ -35,6 +35,9 @@ from server.settings import BODY_SLACK_BYTES, Settings
 SERVICE_NAME: str = pb.DESCRIPTOR.services_by_name["SpeechChat"].full_name
 
 T = TypeVar("T")
+MAX_DRAINS = 8
+"""Refused uploads that are read on for a moment at the same time; more are cut off."""
+
 Receive = Callable[[Call, Reservation], Awaitable[ChatCommand]]
 
 
@@ -51,6 +54,7 @@ class SpeechChat:
         self._settings = settings
         self._message_bytes = settings.max_upload_bytes + BODY_SLACK_BYTES
         self._turns = asyncio.Semaphore(max(1, settings.max_inflight_bytes // (2 * self._message_bytes)))
+        self._drains = asyncio.Semaphore(MAX_DRAINS)
         self._live: set[Call] = set()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -111,7 +115,14 @@ class SpeechChat:
 
     async def _chat_upload(self, call: Call) -> None:
         # Pieces come as slowly as somebody speaks: no turn is held for so long, the full cap is.
-        await self._reply(call, *await self._open(call, self._message_bytes, self._receive_upload))
+        try:
+            opened = await self._open(call, self._message_bytes, self._receive_upload)
+        except ServerError:
+            if not self._drains.locked():
+                async with self._drains:
+                    await call.drain()
+            raise
+        await self._reply(call, *opened)
 
     async def _get_model_info(self, call: Call) -> pb.ModelInfo:
         self._service.authenticate(call.api_key)
