@@ -94,16 +94,22 @@ def convert(
     From published weights (--checkpoint, --tokenizer), or from a PEFT adapter (--peft) over a Hugging Face
     LLaMA (--base-model).
     """
-    from server.cli_convert import from_adapter, from_published
-
     if (checkpoint is None) == (peft is None):
         raise CommandError("give either --checkpoint or --peft", 2)
     adapter_options = {"--base-model": base_model, "--speech-from": speech_from}
     if checkpoint is not None:
         _refuse(adapter_options, "--checkpoint")
+        if tokenizer is None:
+            raise CommandError("--tokenizer: needed with --checkpoint", 2)
+        from server.cli_convert import from_published
+
         from_published(checkpoint, output, tokenizer=tokenizer, spec=spec, dtype=dtype, name=name)
     elif peft is not None:
         _refuse({"--tokenizer": tokenizer, "--spec": spec, "--name": name}, "--peft")
+        if base_model is None:
+            raise CommandError("--base-model: needed with --peft", 2)
+        from server.cli_convert import from_adapter
+
         from_adapter(peft, output, base_model=base_model, speech_from=speech_from, dtype=dtype)
 
 

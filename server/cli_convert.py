@@ -20,14 +20,12 @@ def from_published(
     source: Path,
     output: Path,
     *,
-    tokenizer: Path | None,
+    tokenizer: Path,
     spec: Path | None,
     dtype: str | None,
     name: str | None,
 ) -> None:
     """final.pt -> model directory. Raises CommandError."""
-    if tokenizer is None:
-        raise CommandError("--tokenizer: needed for a published checkpoint (the SentencePiece model)", 2)
     with _reporting(f"Converting {source.name}") as report:
         config = convert_published(
             source, tokenizer, output, spec=spec, dtype=dtype, name=name, progress=report
@@ -36,11 +34,9 @@ def from_published(
 
 
 def from_adapter(
-    source: Path, output: Path, *, base_model: Path | None, speech_from: Path | None, dtype: str | None
+    source: Path, output: Path, *, base_model: Path, speech_from: Path | None, dtype: str | None
 ) -> None:
     """PEFT adapter and LLaMA -> model directory. Raises CommandError."""
-    if base_model is None:
-        raise CommandError("--base-model: needed for an adapter (the Hugging Face LLaMA directory)", 2)
     with _reporting(f"Converting {source.name}") as report:
         config = convert_peft(
             base_model, source, output, speech_from=speech_from, dtype=dtype, progress=report
