@@ -16,7 +16,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from server.errors import InvalidRequest
 from server.http_errors import dump_json, error_body
-from server.settings import Settings
+from server.settings import Settings, SettingsError
 
 MAX_HEAD_BYTES = 64 * 1024
 HEAD_TIMEOUT_S = 30.0
@@ -97,7 +97,8 @@ class HttpServer:
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> int:
-        """Listen; returns the bound port. Raises PortInUse."""
+        """Listen; returns the bound port. Raises PortInUse, or SettingsError for bad TLS files."""
+        self._load_tls()
         listener = bind(self._host, self.port)
         self.port = listener.getsockname()[1]
         self._task = asyncio.create_task(self._server.serve(sockets=[listener]), name=f"http-{self.port}")
@@ -106,6 +107,14 @@ class HttpServer:
         if self._task.done():
             await self._task
         return self.port
+
+    def _load_tls(self) -> None:
+        try:
+            self._server.config.load()
+        except OSError as error:  # of which ssl.SSLError is one
+            raise SettingsError(
+                f"--tls-cert, --tls-key, --tls-client-ca: cannot be used: {error.strerror or error}"
+            ) from error
 
     async def stop(self) -> None:
         """Close the port; answers being sent get a few seconds. Idempotent."""

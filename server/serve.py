@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import logging
 import signal
-import ssl
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, Protocol
 
@@ -115,15 +114,12 @@ class Server:
         return HttpServer(create_metrics_app(self.service), self.settings, port, use_tls=False)
 
     async def open_ports(self) -> None:
-        """Listen on every port; they answer "loading" from now on. Raises StartFailure or PortInUse."""
+        """Listen on every port; they answer "loading" from now on. Raises PortInUse or SettingsError."""
         frontends: dict[str, Frontend] = {"http": self.http, "grpc": self.grpc}
         if self.metrics is not None:
             frontends["metrics"] = self.metrics
         for name, frontend in frontends.items():
-            try:
-                port = await frontend.start()
-            except (ssl.SSLError, OSError) as error:
-                raise StartFailure(f"cannot open the {name} port: {error}") from error
+            port = await frontend.start()
             logger.info("listening", extra={"transport": name, "host": self.settings.host, "port": port})
 
     async def load(self) -> bool:
