@@ -191,9 +191,8 @@ class SpeechService:
             reservation.expire(NotReady("The server is shutting down.", retry_after_s=1.0))
         if self._tasks:
             await asyncio.wait(self._tasks)
-        await self._engine.stop()
-        if self._decoder is not None:
-            await self._decoder.stop()
+        parts = (self._engine, self._decoder) if self._decoder is not None else (self._engine,)
+        await asyncio.gather(*(part.stop() for part in parts))
         self._state = ServiceState.STOPPED
 
     @property

@@ -50,7 +50,7 @@ class FakeEngine:
     refuse: Failed as the first and only event. fail_after: Failed with `error` after so many pieces.
     gates: the request waits for `gates[point]` if it is there; points are "accept", "start" (still
     queued), "encode", "prefill", and 0, 1, ... before piece i. aborted: ids whose iterator was closed
-    early. step_s: pause before each piece.
+    early. abort_calls: ids that `abort` was given. step_s: pause before each piece.
     """
 
     pieces: tuple[str, ...] = ("Hello", ", ", "wörld", "!")
@@ -67,6 +67,7 @@ class FakeEngine:
     requests: list[GenerateRequest] = field(default_factory=list)
     live: set[str] = field(default_factory=set)
     aborted: list[str] = field(default_factory=list)
+    abort_calls: list[str] = field(default_factory=list)
     encoder_runs: list[EncoderRun] = field(default_factory=list)
     stats_now: EngineStats = field(default_factory=EngineStats)
     model: ModelInfo = field(
@@ -139,6 +140,7 @@ class FakeEngine:
 
     async def abort(self, request_id: str) -> None:
         self.live.discard(request_id)
+        self.abort_calls.append(request_id)
 
     def health(self) -> Health:
         return Health(self.state, self.heartbeat_age_s)

@@ -327,6 +327,7 @@ async def test_a_stuck_engine_cannot_outlast_the_deadline(point):
         await answer(service, timeout_s=0.1)
     assert 0.09 < time.monotonic() - start < 0.5
     assert engine.live == set()
+    await eventually(lambda: engine.abort_calls == [engine.requests[0].request_id])
     assert counted(service)["requests_failed{deadline_exceeded}"] == 1
     check_law(service)
 
