@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Iterator
 from typing import Any
 
+import httptools
 import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -19,6 +20,11 @@ from server.http_errors import dump_json, error_body
 from server.settings import Settings, SettingsError
 
 MAX_HEAD_BYTES = 64 * 1024
+HEAD_TOO_LARGE = "The request's head is too large."
+CHUNK_FRAME_BYTES = 32
+"""More than the frame of a chunk takes that has no extensions."""
+REFUSAL_DRAIN_S = 1.0
+"""How long a refused connection is read on: closed with bytes unread it would be reset, the answer lost."""
 HEAD_TIMEOUT_S = 30.0
 KEEP_ALIVE_S = 75
 """Longer than the usual 60 s of a balancer's pool, so that the balancer is the one who closes."""
@@ -33,8 +39,9 @@ class PortInUse(Exception):
 class BoundedProtocol(HttpToolsProtocol):
     """HTTP/1.1 whose request heads are bounded in size and time, and whose own errors are JSON."""
 
-    _num_head_bytes = 0
-    _in_head = True
+    _num_other_bytes = 0
+    """Bytes of the message that are not its body: its head, the frames of its chunks, its trailers."""
+    _is_refused = False
     _head_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -48,34 +55,59 @@ class BoundedProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Parse; give up on a head that does not end."""
-        if self._in_head:
-            self._num_head_bytes += len(data)
+        """Parse; give up on a head, or on trailers, that do not end."""
+        if self._is_refused:
+            return
+        self._num_other_bytes += len(data)
         super().data_received(data)
-        if self._in_head and self._num_head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
-            self.send_400_response("The request's head is too large.")
+        if self._num_other_bytes > MAX_HEAD_BYTES:
+            self.send_400_response(HEAD_TOO_LARGE)
 
     def on_message_begin(self) -> None:
         """A head begins."""
-        self._in_head, self._num_head_bytes = True, 0
         self._start_head_timer()
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
-        """The head has ended."""
-        self._in_head = False
+        """The head has ended; it may have come in one piece with the body."""
         self._stop_head_timer()
+        if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > MAX_HEAD_BYTES:
+            self.send_400_response(HEAD_TOO_LARGE)
+            raise httptools.HttpParserError(HEAD_TOO_LARGE)
         super().on_headers_complete()
 
+    def on_body(self, body: bytes) -> None:
+        """A piece of the body; at most one chunk."""
+        self._num_other_bytes -= len(body) + CHUNK_FRAME_BYTES
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """The next byte is another message's."""
+        self._num_other_bytes = 0
+        super().on_message_complete()
+
     def send_400_response(self, msg: str) -> None:
-        """Refuse what is not HTTP, in the shape of every other error."""
+        """Refuse what is not HTTP, in the shape of every other error. Only the first refusal is sent."""
+        if self._is_refused or self.transport.is_closing():
+            return
+        self._is_refused = True
         body = dump_json(error_body(InvalidRequest(msg)))
         head = (
             "HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\nconnection: close\r\n"
             f"content-length: {len(body)}\r\nx-request-id: {uuid.uuid4().hex}\r\n\r\n"
         )
+        self._leave_request()
         self.transport.write(head.encode("ascii") + body)
-        self.transport.close()
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self._stop_head_timer()
+        self._head_timer = self.loop.call_later(REFUSAL_DRAIN_S, self.transport.close)
+
+    def _leave_request(self) -> None:
+        """To the application, if it is in the middle of this request, its client is gone."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
 
     def _start_head_timer(self) -> None:
         self._stop_head_timer()
