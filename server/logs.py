@@ -10,7 +10,7 @@ from typing import Any
 
 ACCESS = logging.getLogger("wavllm.access")
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message", "taskName"}
-_QUIET = ("uvicorn", "uvicorn.error", "httpx", "asyncio", "python_multipart")
+_QUIET = ("uvicorn", "uvicorn.error", "httpx", "asyncio")
 
 
 class JsonFormatter(logging.Formatter):
@@ -54,6 +54,7 @@ def configure(log_format: str, level: str) -> None:
     root.setLevel(level.upper())
     for name in _QUIET:
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # its warnings quote bytes of the body
 
 
 def log_request(*, level: int = logging.INFO, **fields: object) -> None:

@@ -93,13 +93,17 @@ def missing_audio(field: str) -> InvalidAudio:
 def _invalid(fault: Any) -> InvalidRequest:
     name = ".".join(part for part in fault["loc"] if isinstance(part, str) and part not in _VARIANTS)
     root = name.partition(".")[0]
+    if not root:
+        return InvalidRequest("The name of a field is not valid Unicode.")
     if fault["type"] == "extra_forbidden":
         return InvalidRequest(f"There is no field {name[:200]}.", param=name[:200])
     if fault["type"] == "missing":
         if root == "audio":
             return missing_audio("audio.data")
         return InvalidRequest(f"{name} is missing.", param=name)
-    message = f"{name}: {fault['msg']}."
+    # pydantic's own words for this one name the class.
+    text = "Input should be an object" if fault["type"] == "model_type" else fault["msg"]
+    message = f"{name}: {text}."
     return InvalidAudio(message) if root == "audio" else InvalidRequest(message, param=name)
 
 

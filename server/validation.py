@@ -12,6 +12,8 @@ from server.types import ModelInfo, SamplingParams
 MAX_STOP_STRINGS = 4
 MAX_TEMPERATURE = 2.0
 MAX_TOP_K = 2**31 - 1
+MAX_SHOWN = 2**64
+"""Numbers from here on are not repeated to the client: JSON allows them thousands of digits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +99,8 @@ def check_sampling(command: ChatCommand) -> None:
 def _check_range(name: str, value: float, is_inside: bool, wanted: str) -> None:
     """NaN fails every comparison, so it is never inside."""
     if not is_inside:
-        raise InvalidRequest(f"{name} must be {wanted}, not {value}.", param=name)
+        shown = f", not {value}" if abs(value) < MAX_SHOWN else ""
+        raise InvalidRequest(f"{name} must be {wanted}{shown}.", param=name)
 
 
 def _check_stop(stop: tuple[str, ...], max_chars: int) -> None:
