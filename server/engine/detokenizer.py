@@ -56,12 +56,16 @@ class Detokenizer:
         self._ids.clear()
 
     def _show(self, text: str) -> str:
-        """What of `text` can go out: up to a stop string, or short of what may become one."""
+        """What of `text` can go out: up to a stop string, or short of what may become one.
+
+        Of several stop strings the one that is complete first counts, so that the answer does not hang on
+        how its text fell into tokens.
+        """
         self._held = ""
-        ends = [at for at in (text.find(stop) for stop in self._stop) if at >= 0]
-        if ends:
+        found = [(at + len(stop), at) for stop in self._stop if (at := text.find(stop)) >= 0]
+        if found:
             self.stopped = True
-            return text[: min(ends)]
+            return text[: min(found)[1]]
         hold = max((_overlap(text, stop) for stop in self._stop), default=0)
         cut = len(text) - hold
         self._held = text[cut:]
