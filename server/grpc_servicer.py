@@ -151,7 +151,6 @@ class SpeechChat:
             raw = await call.read()
         if raw is None:
             raise InvalidRequest("The call ended before its request.")
-        reservation.resize_bytes(len(raw))
         request = parse_request(raw)
         call.rename(request.request_id)
         return command_of(request, audio_of(request), call.timeout_s)
@@ -165,7 +164,6 @@ class SpeechChat:
                 raise PayloadTooLarge(
                     f"The audio has more than {self._settings.max_upload_bytes} bytes.", param="audio"
                 )
-        reservation.resize_bytes(len(audio))
         return command_of(config, bytes(audio), call.timeout_s)
 
     async def _read_config(self, call: Call) -> pb.ChatRequest:

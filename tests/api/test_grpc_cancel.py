@@ -138,6 +138,7 @@ async def test_a_cancel_before_the_message_frees_the_place(method: str) -> None:
     async with stopped_in(stage) as server:
         call = server.channel.stream_stream(f"/wavllm.v1.SpeechChat/{method}")()
         await stage.reached(server)
+        assert server.service.ledger.num_bytes >= 25 << 20  # nobody knows yet how large the message is
         call.cancel()
         await check_freed(stage, server)
 
@@ -179,35 +180,57 @@ async def test_the_request_timeout_bounds_calls_without_a_deadline() -> None:
         assert (caught.value.code(), reason_of(caught.value)) == (Code.DEADLINE_EXCEEDED, "deadline_exceeded")
 
 
-@pytest.mark.parametrize("options", [{}, {"timeout": 0.4}])
-async def test_a_stalled_upload_is_bounded(options: dict[str, float]) -> None:
-    async with serving(request_timeout=0.4) as server:
-        call = server.stub.ChatUpload(stalled_upload(asyncio.Event()), **options)
+@pytest.mark.parametrize(("request_timeout", "client_timeout"), [(0.4, None), (60.0, 0.4)])
+async def test_a_stalled_upload_is_bounded(request_timeout: float, client_timeout: float | None) -> None:
+    async with serving(request_timeout=request_timeout) as server:
+        call = server.stub.ChatUpload(stalled_upload(asyncio.Event()), timeout=client_timeout)
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await finish(call)
         assert caught.value.code() is Code.DEADLINE_EXCEEDED
         await eventually(lambda: server.service.ledger.num_open == 0)
+        assert server.metrics()["requests_failed_total/deadline_exceeded"] == 1
 
 
 async def test_a_stalled_message_is_bounded() -> None:
     async with serving(request_timeout=0.3) as server:
+        start = time.monotonic()
         call = server.channel.stream_stream("/wavllm.v1.SpeechChat/Chat")()
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await finish(call)
         assert (caught.value.code(), reason_of(caught.value)) == (Code.DEADLINE_EXCEEDED, "deadline_exceeded")
+        assert time.monotonic() - start < 0.8
+        assert server.metrics()["requests_failed_total/deadline_exceeded"] == 1
 
 
 async def test_a_deadline_that_the_queue_outlasts_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(DrainRate, "wait_s", lambda self, num_requests: 30.0)
-    engine = FakeEngine()
-    async with serving(engine) as server:
+    engine, decoder = FakeEngine(), FakeDecoder()
+    async with serving(engine, decoder) as server:
+        decoded = decoder.num_decoded
         start = time.monotonic()
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await server.stub.Chat(request(), timeout=10)
         assert time.monotonic() - start < 0.5
         assert (caught.value.code(), reason_of(caught.value)) == (Code.DEADLINE_EXCEEDED, "deadline_exceeded")
         assert not engine.requests
+        assert decoder.num_decoded == decoded
         assert (await server.stub.Chat(request())).finish_reason == "stop"
+
+
+async def test_a_queue_that_grew_meanwhile_is_refused_before_the_engine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine, decoder = FakeEngine(), FakeDecoder()
+    async with serving(engine, decoder) as server:
+        decoder.gate = asyncio.Event()
+        task = finish(server.stub.ChatStream(request(), timeout=10))
+        await eventually(lambda: [each.stage.value for each in server.service._open] == ["decoding"])
+        monkeypatch.setattr(DrainRate, "wait_s", lambda self, num_requests: 30.0)
+        decoder.gate.set()
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await task
+        assert reason_of(caught.value) == "deadline_exceeded"
+        assert not engine.requests
 
 
 async def test_a_client_that_does_not_read_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:

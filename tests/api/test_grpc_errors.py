@@ -203,6 +203,7 @@ async def test_a_message_over_the_receive_limit_is_refused_by_the_transport() ->
         for call in (server.stub.Chat, server.stub.ChatStream):
             error = await failure(call(request(audio=pb.Audio(data=bytes(8 << 20)))))
             assert error.code() is Code.RESOURCE_EXHAUSTED
+            assert "message larger than max" in str(error.details())
         answer = await server.stub.Chat(request())
     assert answer.finish_reason == "stop"
 
@@ -212,6 +213,7 @@ async def test_compression_cannot_smuggle_a_large_message() -> None:
         bomb = request(audio=pb.Audio(data=bytes(64 << 20)))
         error = await failure(server.stub.Chat(bomb, compression=grpc.Compression.Gzip))
     assert error.code() is Code.RESOURCE_EXHAUSTED
+    assert "message larger than max" in str(error.details())
 
 
 @pytest.mark.parametrize("header", [None, "Bearer wrong", "Basic secret", "secret", "Bearer", "Bearer "])
