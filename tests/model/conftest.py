@@ -1,0 +1,36 @@
+"""A directory of random weights and models loaded from it, shared by the tests of this folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from model.checkpoint import load_model
+from model.speech_llm import SpeechLLM
+from model.tiny import make_tiny
+from model.tokenizer import Tokenizer
+from tests.model.random_weights import small_config
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="session")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model directory with a window of two seconds. Never write to it."""
+    path = tmp_path_factory.mktemp("weights") / "small"
+    make_tiny(path, small_config(), seed=5)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tokenizer(directory: Path) -> Tokenizer:
+    """The directory's tokenizer."""
+    return Tokenizer(directory / "tokenizer.model")
+
+
+@pytest.fixture(scope="session")
+def exact(directory: Path) -> SpeechLLM:
+    """The directory's model in float64. Never merge it."""
+    return load_model(directory, CPU, torch.float64)[0]
