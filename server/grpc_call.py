@@ -25,6 +25,9 @@ Context = grpc.aio.ServicerContext[Any, Any]
 REQUEST_ID_KEY = "x-request-id"
 MAX_REPLY_MARGIN_S = 0.05
 """A refusal for lateness has to reach the client before its own clock runs out; so much is kept for it."""
+HALF_CLOSE_S = 0.002
+"""A call that is lost looks like one that half-closes, until its cancellation comes by another way of the
+library. Without this pause 1 in 30 cancelled uploads went on, cut short, into the decoder."""
 DRAIN_BYTES = 2**20
 DRAIN_S = 0.25
 """Bounds of what is read of an upload after its refusal."""
@@ -86,8 +89,7 @@ class Call:
         if isinstance(message, bytes):
             return message
         self._input_ended = True
-        # A lost call looks like a half-close here; its cancellation is due in the same turn of the loop.
-        await asyncio.sleep(0)
+        await asyncio.sleep(HALF_CLOSE_S)
         return None
 
     async def drain(self) -> None:
