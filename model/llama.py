@@ -173,18 +173,19 @@ class Llama(nn.Module):
 
     def _rotary_table(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """cos and sin [positions, d / 2], float64 for a float64 model, else float32; made at first use."""
-        if self._rotary is None or self._rotary[0].device != like.device:
-            self._rotary = rotary_table(self.config, like.device, like.dtype)
-        return self._rotary
+        dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+        made = self._rotary
+        if made is None or (made[0].device, made[0].dtype) != (like.device, dtype):
+            made = self._rotary = rotary_table(self.config, like.device, dtype)
+        return made
 
 
 def rotary_table(config: LlamaConfig, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """cos and sin [max positions, d / 2]. Angles are float32 products, as in the published code."""
+    """cos and sin [max positions, d / 2] as `dtype`. Angles are float32 products, as in the published code."""
     half = torch.arange(0, config.head_dim, 2, device=device).float()
     frequencies = 1.0 / (config.rope_theta ** (half / config.head_dim))
     angles = torch.outer(torch.arange(config.max_position_embeddings, device=device).float(), frequencies)
-    wide = torch.float64 if dtype == torch.float64 else torch.float32
-    return angles.cos().to(wide), angles.sin().to(wide)
+    return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
 def rotate(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
