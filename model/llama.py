@@ -181,7 +181,7 @@ class Llama(nn.Module):
 
 
 def rotary_table(config: LlamaConfig, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """cos and sin [max positions, d / 2] as `dtype`. Angles are float32 products, as in the published code."""
+    """cos and sin [max positions, d / 2] as `dtype`; the angles are float32 products, as published."""
     half = torch.arange(0, config.head_dim, 2, device=device).float()
     frequencies = 1.0 / (config.rope_theta ** (half / config.head_dim))
     angles = torch.outer(torch.arange(config.max_position_embeddings, device=device).float(), frequencies)
