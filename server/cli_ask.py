@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from server.cli_errors import CommandError, check_model_dir
 from server.cli_progress import progress_bar
 from server.engine.local import LocalEngine
 from server.errors import EngineError, ServerError
+from server.os_process import computing_environment
 from server.settings import DEFAULT_MODEL_DIR, MAX_AUDIO_SECONDS
 from server.types import (
     DecodedAudio,
@@ -50,6 +52,7 @@ def answer(question: Question) -> None:
     """Print the answer as it comes. Raises CommandError."""
     try:
         _check(question)
+        os.environ.update(computing_environment())  # before torch is loaded
         audio = decode_audio(_read(question.file), AudioLimits(max_seconds=MAX_AUDIO_SECONDS))
         asyncio.run(_ask(question, audio))
     except ServerError as error:

@@ -16,7 +16,7 @@ from typing import Any
 
 from server.engine_child import BOOT
 from server.engine_wire import Channel, Stop, ToChild, ToParent
-from server.os_process import describe_exit, stop_signals_blocked
+from server.os_process import computing_environment, describe_exit, stop_signals_blocked
 
 EXIT_GRACE_S = 2.0
 """A child that closed its pipe or was told to stop gets this long before it is killed."""
@@ -105,4 +105,4 @@ def _spawn(descriptor: int) -> subprocess.Popen[bytes]:
     """Start the child with its end of the pipe and our import path; it inherits stdout and stderr."""
     command = [sys.executable, "-c", BOOT, str(os.getpid()), str(descriptor), *sys.path]
     with stop_signals_blocked():
-        return subprocess.Popen(command, pass_fds=(descriptor,))
+        return subprocess.Popen(command, pass_fds=(descriptor,), env=computing_environment())
