@@ -12,12 +12,9 @@ Every reservation ends in exactly one outcome, on every path. Event-loop confine
 from __future__ import annotations
 
 import asyncio
-import enum
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol
 
 from server.admission import KeyRing, Ledger, LedgerLimits, RateLimiter, Slot
 from server.chat_stream import ChatStream, EngineCall, Timings
@@ -30,6 +27,14 @@ from server.errors import (
 )
 from server.metrics import Metrics, Outcome, Snapshot
 from server.reservation import Reservation
+from server.service_types import (
+    AUDIO_FORMATS,
+    Decoder,
+    Load,
+    ModelCard,
+    Readiness,
+    ServiceState,
+)
 from server.settings import Settings
 from server.types import (
     AudioInfo,
@@ -59,72 +64,9 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-AUDIO_FORMATS = ("wav", "flac", "ogg", "opus", "mp3", "m4a", "aac", "webm")
 MAX_HEARTBEAT_AGE_S = 60.0
 """A ready engine that gave no sign of life for so long is hung."""
 LOADING_RETRY_S = 5.0
-
-
-class Decoder(Protocol):
-    """What the service needs of the audio decoder."""
-
-    async def start(self) -> None:
-        """Start the worker processes."""
-
-    async def decode(self, data: bytes) -> DecodedAudio:
-        """Decode one clip. Raises InvalidAudio, UnsupportedAudio or DeadlineExceeded."""
-
-    async def stop(self) -> None:
-        """End the workers. Idempotent."""
-
-
-class ServiceState(enum.StrEnum):
-    """starting -> ready -> draining (not ready, still taking) -> closed (refusing) -> stopped."""
-
-    STARTING = "starting"
-    READY = "ready"
-    DRAINING = "draining"
-    CLOSED = "closed"
-    STOPPED = "stopped"
-
-
-@dataclass(frozen=True, slots=True)
-class Readiness:
-    """Answers of the probes. state: starting, ready, draining, failed or stopped."""
-
-    ready: bool
-    live: bool
-    state: str
-    detail: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Load:
-    """What a balancer may weigh. Waiting counts slots that the engine has not begun with."""
-
-    state: str
-    num_requests_running: int
-    num_requests_waiting: int
-    queue_audio_seconds: float
-    inflight_bytes: int
-    kv_cache_usage: float
-
-
-@dataclass(frozen=True, slots=True)
-class ModelCard:
-    """The served model and its limits. created: Unix seconds when it became ready."""
-
-    id: str
-    created: int
-    max_audio_seconds: float
-    min_audio_seconds: float
-    max_context_tokens: int
-    max_new_tokens: int
-    max_prompt_chars: int
-    max_upload_bytes: int
-    formats: tuple[str, ...]
-    merged_prompt: str | None
-    random_weights: bool
 
 
 class SpeechService:
