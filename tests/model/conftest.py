@@ -16,6 +16,12 @@ from tests.model.random_weights import small_config
 CPU = torch.device("cpu")
 
 
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """Every test draws the same numbers, alone or in company."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model directory with a window of two seconds. Never write to it."""
