@@ -1,0 +1,124 @@
+"""What breaks inside one request stays inside it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from model.speech_llm import SpeechLLM
+from model.tokenizer import Tokenizer
+from server.engine.build import Sizes, assemble
+from server.engine.core import EngineCore
+from server.engine.runner import Runner
+from server.types import Delta, EngineConfig, Event, Failed, Finished, GenerateRequest, SamplingParams
+from tests.model.random_weights import noise_clip
+
+GOOD = noise_clip(1.0).numpy()
+BAD = np.full(8000, 0.25, dtype=np.float32)
+OVERFLOWING = noise_clip(0.5, seed=9).numpy()
+SIZES = Sizes(max_batch_size=4, max_batch_tokens=64, num_pages=120)
+
+
+class FragileRunner(Runner):
+    """Fails on batches that hold the bad clip, as an encoder would that a clip drives out of memory."""
+
+    def encode(self, clips) -> None:
+        if key_of(BAD) in clips:
+            raise RuntimeError("no kernel for this clip")
+        super().encode(clips)
+
+
+class OverflowingRunner(Runner):
+    """One clip's embeddings are not finite, as after an overflow in half precision."""
+
+    def encode(self, clips) -> None:
+        super().encode(clips)
+        if key_of(OVERFLOWING) in clips:
+            embeddings = self._clips[key_of(OVERFLOWING)]
+            self._clips[key_of(OVERFLOWING)] = torch.full_like(embeddings, float("nan"))
+
+
+def key_of(wave: np.ndarray) -> bytes:
+    return hashlib.sha256(wave.tobytes()).digest()
+
+
+def request(name: str, wave: np.ndarray, prompt: str = "What was said?") -> GenerateRequest:
+    return GenerateRequest(name, prompt, wave, key_of(wave), SamplingParams(max_tokens=6))
+
+
+Build = Callable[[type[Runner]], EngineCore]
+
+
+@pytest.fixture
+def build(exact: SpeechLLM, tokenizer: Tokenizer) -> Build:
+    """An engine of its own around this kind of runner."""
+
+    def build_core(runner: type[Runner]) -> EngineCore:
+        core = assemble(EngineConfig(Path(), page_size=4), exact, tokenizer, SIZES)
+        core.runner = runner(exact, SIZES.num_pages, 4)
+        core.scheduler.limits.encode_seconds = 60.0
+        return core
+
+    return build_core
+
+
+def run(core: EngineCore, *requests: GenerateRequest) -> dict[str, list[Event]]:
+    """Events by request, books checked after every step."""
+    events: dict[str, list[Event]] = defaultdict(list)
+    for one in requests:
+        core.submit(one)
+    while core.wait(0.0):
+        for event in core.step().events:
+            events[event.request_id].append(event)
+        core.check_integrity()
+    assert core.scheduler.pages.num_used == 0
+    return events
+
+
+def ids(events: list[Event]) -> list[int]:
+    return [token for event in events if isinstance(event, Delta) for token in event.token_ids]
+
+
+@pytest.mark.parametrize("prompt", ["What was said?", "Another question that nobody else asks."])
+def test_a_clip_that_cannot_be_encoded_fails_its_own_requests_alone(build: Build, prompt: str) -> None:
+    core = build(FragileRunner)
+    alone = run(core, request("alone", GOOD))["alone"]
+    events = run(
+        core,
+        request("a", GOOD),
+        request("bad", BAD, prompt),
+        request("bad-too", BAD, prompt),
+        request("b", GOOD, "Is there only one speaker?"),
+    )
+    for name in ("bad", "bad-too"):
+        assert isinstance(events[name][-1], Failed), "the failure is the last event"
+        assert sum(isinstance(event, Failed) for event in events[name]) == 1
+        assert "kernel" not in events[name][-1].error.message
+    assert ids(events["a"]) == ids(alone)
+    assert isinstance(events["b"][-1], Finished)
+
+
+def test_what_a_broken_request_left_in_the_cache_reaches_nobody(build: Build) -> None:
+    expected = ids(run(build(Runner), request("alone", GOOD))["alone"])
+    core = build(Runner)
+    core.runner.cache.keys.fill_(float("nan"))
+    core.runner.cache.values.fill_(float("inf"))
+    events = run(core, request("a", GOOD), request("b", GOOD[:9000], "How many?"))
+    assert ids(events["a"]) == expected
+    assert isinstance(events["b"][-1], Finished)
+
+
+def test_a_request_whose_numbers_are_not_finite_fails_alone(build: Build) -> None:
+    expected = ids(run(build(Runner), request("alone", GOOD))["alone"])
+    core = build(OverflowingRunner)
+    events = run(core, request("a", GOOD), request("bad", OVERFLOWING), request("b", GOOD))
+    assert isinstance(events["bad"][-1], Failed)
+    assert ids(events["a"]) == ids(events["b"]) == expected
+    for name in ("c", "d", "e"):
+        assert ids(run(core, request(name, GOOD))[name]) == expected
