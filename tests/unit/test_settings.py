@@ -70,10 +70,10 @@ def test_a_bad_setting_is_refused_by_the_name_of_its_flag(given, flag):
 def test_keys_come_from_flags_environment_and_file(monkeypatch, tmp_path: Path):
     file = tmp_path / "keys"
     file.write_text("# a comment\nfrom-file\n\nsecond\n")
-    monkeypatch.setenv("WAVLLM_API_KEY", "one, two")
+    monkeypatch.setenv("WAVLLM_API_KEY", "key-one, key-two")
     settings = load_settings({"api_key_file": file})
-    assert settings.load_api_keys() == ("one", "two", "from-file", "second")
-    assert "one" not in settings.model_dump_json()
+    assert settings.load_api_keys() == ("key-one", "key-two", "from-file", "second")
+    assert "key-one" not in settings.model_dump_json()
 
 
 def test_a_key_file_without_keys_is_refused(tmp_path: Path):
