@@ -109,7 +109,7 @@ async def test_stop_ends_watchers_and_does_not_wait_for_them() -> None:
     async with serving() as server:
         watching = watch(server)
         assert await next_status(watching) == SERVING
-        await asyncio.wait_for(server.server.stop(30.0), 2.0)
+        await asyncio.wait_for(server.server.stop(30.0), 10.0)
         assert await next_status(watching) == NOT_SERVING
         with pytest.raises(StopAsyncIteration):
             await anext(watching)
@@ -121,7 +121,7 @@ async def test_stop_does_not_wait_for_an_open_reflection_stream() -> None:
         stream = reflection_pb2_grpc.ServerReflectionStub(server.channel).ServerReflectionInfo()
         await stream.write(reflection_pb2.ServerReflectionRequest(list_services=""))
         await stream.read()
-        await asyncio.wait_for(server.server.stop(30.0), 2.0)
+        await asyncio.wait_for(server.server.stop(30.0), 10.0)
 
 
 async def reflect(server: Harness, **question: str) -> Any:

@@ -226,11 +226,11 @@ def test_a_deadline_ends_a_request_in_whatever_phase_once() -> None:
 
 def test_ended_requests_are_not_kept_until_their_deadline() -> None:
     sim = Simulation(Sizes())
-    submit(sim, 3, deadline=1e9, queue_deadline=1e8)
+    submit(sim, 3, deadline=987654321.0, queue_deadline=1e8)
     sim.run_dry(50)
     sim.answers.clear()
     gc.collect()
-    assert not [thing for thing in gc.get_objects() if isinstance(thing, Sequence) and thing.deadline == 1e9]
+    assert not [thing for thing in gc.get_objects() if isinstance(thing, Sequence) and thing.deadline == 987654321.0]
 
 
 def test_a_failing_clip_ends_its_requests_and_their_instruction_alone() -> None:
