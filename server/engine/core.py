@@ -59,6 +59,7 @@ class EngineCore:
         self._waveforms: dict[str, Waveform] = {}
         self._detokenizers: dict[str, Detokenizer] = {}
         self._events: list[Event] = []
+        self._planned: Batch | None = None
         self._num_steps = 0
         self._is_checked = True
 
@@ -117,9 +118,25 @@ class EngineCore:
         return False
 
     def step(self) -> StepOutput:
-        """One turn: take the inbox, end what is overdue, schedule, compute, commit."""
+        """One turn: take the inbox, end what is overdue, schedule, compute, commit.
+
+        A batch with clips to encode is told of first and computed in the next turn: the pass may take
+        seconds, in which its requests would seem to wait still.
+        """
         self._num_steps += 1
         self._is_checked = False
+        batch, self._planned = self._planned, None
+        if batch is None:
+            batch = self._plan()
+            if batch.encode:
+                self._planned = batch
+                return self._output()
+        self._compute(batch)
+        self.runner.forget(*self.scheduler.evict())
+        return self._output()
+
+    def _plan(self) -> Batch:
+        """What is to be computed next."""
         now = time.monotonic()
         self._take_inbox()
         for sequence in self.scheduler.expired(now):
@@ -128,13 +145,14 @@ class EngineCore:
         if not batch and self.scheduler.has_work:
             raise RuntimeError("the scheduler found nothing to do for live requests")
         self._publish_stages()
+        return batch
+
+    def _compute(self, batch: Batch) -> None:
         self._encode(batch.encode)
         # A clip that failed may have ended the only request that an instruction was to be read for.
         batch.prefills = [chunk for chunk in batch.prefills if chunk.owner.pages]
         if batch.prefills or batch.decodes:
             self._commit(batch, self._forward(batch))
-        self.runner.forget(*self.scheduler.evict())
-        return self._output()
 
     def close(self) -> None:
         """Let go of the tensors; the core must not be used again."""
