@@ -2,10 +2,10 @@
 
     python benchmarks/concurrency.py [--model DIR] [--requests 16] [--tokens 128] [--output FILE]
 
-Every request has its own clip (2 to 6 s of noise) and its own instruction. Both arms run in one process on
-one engine: cold (each arm meets clips and instructions it has not seen) and warm (audio embeddings, scales
-and prefixes are cached). Without --model a model of random weights that never ends an answer early is made,
-so that every answer has all its tokens. Writes one JSON line, prints a table.
+Every request has its own clip (2 to 6 s of noise) and its own instruction. Both arms run on one engine
+process, as `wavllm serve` has it: cold (each arm meets clips and instructions it has not seen) and warm
+(audio embeddings, scales and prefixes are cached). Without --model a model of random weights that never
+ends an answer early is made, so that every answer has all its tokens. Writes one JSON line, prints a table.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import torch
 
 from model.config import SpeechLLMConfig
 from model.tiny import make_tiny
-from server.engine.local import LocalEngine
+from server.engine_process import EngineProcess
 from server.types import EngineConfig, Failed, Finished, GenerateRequest, SamplingParams
 
 SAMPLE_RATE = 16_000
@@ -58,7 +58,7 @@ def again(requests: list[GenerateRequest], round_name: str) -> list[GenerateRequ
     return [dataclasses.replace(r, request_id=f"{round_name}-{r.request_id}") for r in requests]
 
 
-async def answer(engine: LocalEngine, request: GenerateRequest) -> int:
+async def answer(engine: EngineProcess, request: GenerateRequest) -> int:
     """Run one request to its end; the number of its tokens."""
     async with contextlib.aclosing(engine.generate(request)) as events:  # type: ignore[type-var]
         async for event in events:
@@ -69,7 +69,7 @@ async def answer(engine: LocalEngine, request: GenerateRequest) -> int:
     raise RuntimeError("no last event")
 
 
-async def in_turn(engine: LocalEngine, requests: list[GenerateRequest]) -> float:
+async def in_turn(engine: EngineProcess, requests: list[GenerateRequest]) -> float:
     """Seconds for one after another."""
     begin = time.perf_counter()
     for request in requests:
@@ -77,14 +77,14 @@ async def in_turn(engine: LocalEngine, requests: list[GenerateRequest]) -> float
     return time.perf_counter() - begin
 
 
-async def together(engine: LocalEngine, requests: list[GenerateRequest]) -> float:
+async def together(engine: EngineProcess, requests: list[GenerateRequest]) -> float:
     """Seconds for all at once."""
     begin = time.perf_counter()
     await asyncio.gather(*(answer(engine, request) for request in requests))
     return time.perf_counter() - begin
 
 
-async def shared_clip_passes(engine: LocalEngine, tokens: int) -> int:
+async def shared_clip_passes(engine: EngineProcess, tokens: int) -> int:
     """Encoder passes (each branch counts one) for 8 instructions about one new clip, all at once."""
     first, *_ = make_requests(1, tokens, seed=99)
     requests = [dataclasses.replace(first, request_id=f"shared-{i}", prompt=f"Ask {i}.") for i in range(8)]
@@ -95,7 +95,7 @@ async def shared_clip_passes(engine: LocalEngine, tokens: int) -> int:
 
 async def measure(model: Path, count: int, tokens: int) -> dict[str, float]:
     """All arms on one engine."""
-    engine = LocalEngine(EngineConfig(model, max_batch_size=max(32, count), encoder_cache_mb=1024))
+    engine = EngineProcess(EngineConfig(model, max_batch_size=max(32, count), encoder_cache_mb=1024))
     await engine.start()
     try:
         first, second = make_requests(count, tokens, seed=1), make_requests(count, tokens, seed=2)
