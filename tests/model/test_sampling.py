@@ -131,6 +131,8 @@ def test_ties_that_remain_are_drawn_and_a_cut_through_a_tie_keeps_the_lowest_ids
     assert set(draws(flat, dataclasses.replace(DRAW, temperature=1e-6), 300)) == set(range(6))
     assert set(draws(flat, dataclasses.replace(DRAW, top_k=2), 300)) == {0, 1}
     assert set(draws(flat, dataclasses.replace(DRAW, top_p=0.5), 300)) == {0, 1, 2}
+    # As many as a real vocabulary: short rows stay in order by any sort.
+    assert set(draws(torch.zeros(5000), dataclasses.replace(DRAW, top_k=2), 50)) == {0, 1}
 
 
 def test_infinitely_unlikely_tokens_are_never_drawn() -> None:

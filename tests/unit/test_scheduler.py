@@ -230,7 +230,9 @@ def test_ended_requests_are_not_kept_until_their_deadline() -> None:
     sim.run_dry(50)
     sim.answers.clear()
     gc.collect()
-    assert not [thing for thing in gc.get_objects() if isinstance(thing, Sequence) and thing.deadline == 987654321.0]
+    assert not [
+        thing for thing in gc.get_objects() if type(thing) is Sequence and thing.deadline == 987654321.0
+    ]
 
 
 def test_a_failing_clip_ends_its_requests_and_their_instruction_alone() -> None:
