@@ -71,7 +71,9 @@ class Intake:
             if num_audio < 1:
                 raise InvalidAudio("the clip is too short for the encoders to hear anything")
         key = request.audio_key if has_audio else b""
-        return PromptTokens(prompt.left_ids, prompt.right_ids, num_audio, key, prompt.adapter_ids)
+        # A merged model has its one scale in the weights: there is nothing left to ask the adapter.
+        adapter_ids = prompt.adapter_ids if self._merged_prompt is None else ()
+        return PromptTokens(prompt.left_ids, prompt.right_ids, num_audio, key, adapter_ids)
 
     def _check_merged(self, request: GenerateRequest) -> None:
         if self._merged_prompt is None:
