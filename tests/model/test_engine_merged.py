@@ -1,4 +1,4 @@
-"""`--merge-prompt`: an engine for one instruction gives the batched engine's answers and refuses all others."""
+"""`--merge-prompt`: an engine for one instruction answers as the batched one does, and refuses others."""
 
 from __future__ import annotations
 
@@ -52,7 +52,10 @@ def test_merged_and_batched_engines_answer_alike(directory: Path) -> None:
     assert merged.stats().prompt_cache_misses == 0, "the adapter has nothing to do"
 
 
-@pytest.mark.parametrize(("prompt", "seconds"), [("Something else.", 1.0), (PROMPT + " ", 1.0), (PROMPT, None)])
+OTHERS = [("Something else.", 1.0), (PROMPT + " ", 1.0), (PROMPT, None)]
+
+
+@pytest.mark.parametrize(("prompt", "seconds"), OTHERS)
 def test_other_instructions_are_refused(directory: Path, prompt: str, seconds: float | None) -> None:
     core = build_core(EngineConfig(directory, merge_prompt=PROMPT))
     (refusal,) = ask(core, prompt, seconds)
