@@ -139,6 +139,15 @@ class Ledger:
         return self._drain.wait_s(self.num_waiting)
 
     @property
+    def wait_ahead_s(self) -> float:
+        """`expected_wait_s` for one that holds a slot and waits: it does not wait for itself.
+
+        Else one slow answer would have an idle server refuse every deadline shorter than that, and nothing
+        would ever be measured again.
+        """
+        return self._drain.wait_s(max(self.num_waiting - 1, 0))
+
+    @property
     def retry_after_s(self) -> float:
         """Seconds after which a refused client should come back: 1 to 60."""
         return min(max(self.expected_wait_s, MIN_RETRY_S), MAX_RETRY_S)

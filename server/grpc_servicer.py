@@ -9,6 +9,7 @@ HTTP/2's flow control.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, TypeVar
@@ -36,7 +37,9 @@ SERVICE_NAME: str = pb.DESCRIPTOR.services_by_name["SpeechChat"].full_name
 
 T = TypeVar("T")
 MAX_DRAINS = 8
-"""Refused uploads that are read on for a moment at the same time; more are cut off."""
+"""Refused uploads that are read on for a moment at the same time."""
+MAX_DRAIN_WAIT_S = 1.0
+"""How long the next ones wait for that; then they are cut off."""
 
 Receive = Callable[[Call, Reservation], Awaitable[ChatCommand]]
 
@@ -118,11 +121,15 @@ class SpeechChat:
         try:
             opened = await self._open(call, self._message_bytes, self._receive_upload)
         except ServerError:
-            if not self._drains.locked():
-                async with self._drains:
-                    await call.drain()
+            await self._drain(call)
             raise
         await self._reply(call, *opened)
+
+    async def _drain(self, call: Call) -> None:
+        """Refused uploads take turns, for each piece may have the size of a whole clip."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(MAX_DRAIN_WAIT_S), self._drains:
+                await call.drain()
 
     async def _get_model_info(self, call: Call) -> pb.ModelInfo:
         self._service.authenticate(call.api_key)
@@ -142,7 +149,7 @@ class SpeechChat:
 
     def _check_wait(self, call: Call) -> None:
         """Refuse at once what would outlast the client's deadline, before anything is read."""
-        if call.timeout_s is not None and self._service.ledger.expected_wait_s > call.timeout_s:
+        if call.timeout_s is not None and self._service.ledger.wait_ahead_s > call.timeout_s:
             raise DeadlineExceeded("The queue is longer than the call's deadline.")
 
     async def _receive_message(self, call: Call, reservation: Reservation) -> ChatCommand:

@@ -294,7 +294,7 @@ class SpeechService:
 
     def _check_wait(self, reservation: Reservation) -> None:
         """Refuse at once what would outlast the client's own deadline."""
-        if time.monotonic() + self.ledger.expected_wait_s > reservation.deadline:
+        if time.monotonic() + self.ledger.wait_ahead_s > reservation.deadline:
             raise DeadlineExceeded("The queue is longer than the request's deadline.")
 
     def _engine_request(

@@ -131,6 +131,7 @@ def test_idle_time_is_not_slowness():
         ledger.release(slot, completed=True)
     ledger.take(1)
     assert ledger.expected_wait_s == pytest.approx(0.5)
+    assert ledger.wait_ahead_s == 0.0
 
 
 def test_keys():
