@@ -26,7 +26,7 @@ SHORT = CASES[2]
 CHAT = "/v1/speech/chat"
 TIMEOUT_S = 60
 HTTP = httpx.Client(timeout=TIMEOUT_S, limits=httpx.Limits(max_keepalive_connections=0))
-"""A connection per request, as from many users; one client, since each new one reads all root certificates."""
+"""A connection per request, as from many users; one client, since each new one reads the root certificates."""
 GONE_WITHIN_S = 1.0
 """The promise: so long after a client left, nothing of its request is held."""
 IDLE = {
@@ -37,7 +37,8 @@ IDLE = {
     "kv_cache_usage": 0,
 }
 INTERNALS = re.compile(
-    r"Traceback|site-packages|\.py\b|/(?:home|usr|root|tmp|opt|var|work|app)/|object at 0x|\b[A-Z]\w+(?:Error|Exception)\b"
+    r"Traceback|site-packages|\.py\b|/(?:home|usr|root|tmp|opt|var|work|app)/"
+    r"|object at 0x|AudioData|\b[A-Z]\w+(?:Error|Exception)\b"
 )
 """Marks of a stack trace, a file or a class in what a client is told."""
 
@@ -181,8 +182,8 @@ def until(condition: Callable[[], bool], what: str, within_s: float = 10.0) -> f
 
 def ended_of(metrics: dict[str, float]) -> float:
     """Accepted requests that have an outcome."""
-    names = ("request_success_total/", "requests_failed_total/", "requests_cancelled_total/")
-    return sum(value for name, value in metrics.items() if name.startswith(tuple(f"wavllm_{n}" for n in names)))
+    ends = ("request_success_total/", "requests_failed_total/", "requests_cancelled_total/")
+    return sum(value for name, value in metrics.items() if name.removeprefix("wavllm_").startswith(ends))
 
 
 def check_idle(server: ServerProcess, within_s: float = GONE_WITHIN_S) -> None:

@@ -10,7 +10,7 @@ from model.tiny import make_tiny
 
 
 def make_endless(directory: Path, *, layers: int = 3) -> Path:
-    """The tiny model, whose answers run to max_tokens since EOS is never taken; more layers, slower tokens."""
+    """The tiny model, but its answers run to max_tokens: EOS is never taken. More layers, slower tokens."""
     return _make(directory, SpeechLLMConfig.tiny(), layers)
 
 
