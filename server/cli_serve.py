@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import inspect
 import json
+import typing
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -96,9 +98,18 @@ def _parameter(name: str, field: FieldInfo, panel: str) -> inspect.Parameter:
     """Flags are taken as text; the settings parse and check them, as they do the environment."""
     is_shown = field.default is not None and name not in REPEATABLE | HIDDEN_DEFAULTS
     text = f"{field.description} Default: {field.default}." if is_shown else field.description
-    option = typer.Option(None, flag_of(name), help=text, show_default=False, rich_help_panel=panel)
+    option = typer.Option(
+        None, flag_of(name), help=text, show_default=False, rich_help_panel=panel, metavar=_metavar(field)
+    )
     annotation = list[str] | None if name in REPEATABLE else str | None
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=option, annotation=annotation)
+
+
+def _metavar(field: FieldInfo) -> str:
+    """What kind of text the flag wants, for the help."""
+    kinds = {field.annotation, *typing.get_args(field.annotation)}
+    named = {int: "INTEGER", float: "NUMBER", Path: "PATH"}
+    return next((name for kind, name in named.items() if kind in kinds), "TEXT")
 
 
 def _print_config_parameter() -> inspect.Parameter:
