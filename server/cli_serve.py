@@ -107,9 +107,14 @@ def _parameter(name: str, field: FieldInfo, panel: str) -> inspect.Parameter:
 
 def _metavar(field: FieldInfo) -> str:
     """What kind of text the flag wants, for the help."""
-    kinds = {field.annotation, *typing.get_args(field.annotation)}
+    kinds = _kinds(field.annotation)
     named = {int: "INTEGER", float: "NUMBER", Path: "PATH"}
     return next((name for kind, name in named.items() if kind in kinds), "TEXT")
+
+
+def _kinds(annotation: Any) -> list[Any]:
+    """An annotation and all that it is made of, through unions and Annotated."""
+    return [annotation, *(kind for part in typing.get_args(annotation) for kind in _kinds(part))]
 
 
 def _print_config_parameter() -> inspect.Parameter:
