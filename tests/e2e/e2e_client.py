@@ -26,7 +26,7 @@ SHORT = CASES[2]
 CHAT = "/v1/speech/chat"
 TIMEOUT_S = 60
 HTTP = httpx.Client(timeout=TIMEOUT_S, limits=httpx.Limits(max_keepalive_connections=0))
-"""A connection per request, as from many users; one client, since each new one reads the root certificates."""
+"""A connection per request, as from many users; one client, for each new one reads all root certificates."""
 GONE_WITHIN_S = 1.0
 """The promise: so long after a client left, nothing of its request is held."""
 IDLE = {

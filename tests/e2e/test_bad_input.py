@@ -280,7 +280,9 @@ def test_a_body_that_is_cut_off_counts_as_a_client_that_left(server: ServerProce
 BAD_MESSAGES: dict[str, Callable[[], bytes]] = {
     "garbage": lambda: b"\xff" * 100,
     "cut": lambda: chat_request("Hi", CLIP).SerializeToString()[:-1],
-    "prompt-not-utf-8": lambda: chat_request("Hello", CLIP).SerializeToString().replace(b"Hell", b"\xff\xfeab"),
+    "prompt-not-utf-8": lambda: (
+        chat_request("Hello", CLIP).SerializeToString().replace(b"Hello", b"\xff\xfeabc")
+    ),
     "prompt-300-kb": lambda: chat_request("x" * 300_000, CLIP).SerializeToString(),
     "no-audio": lambda: chat_request("Hi", None).SerializeToString(),
     "empty": lambda: b"",

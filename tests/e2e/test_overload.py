@@ -1,4 +1,4 @@
-"""More than the server can take: every refusal is a proper reply, costs no decoding, and the books balance."""
+"""More than the server can take: a refusal is a proper reply and costs no decoding, and the books balance."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from e2e_client import (
     load_of,
     metrics_of,
     refusal,
-    upload_of,
     until,
+    upload_of,
 )
 from grpc_harness import details_of
 from random_models import make_endless
@@ -86,12 +86,17 @@ async def call(stub: SpeechChatStub, method: str) -> str:
             messages = upload_of("Hi", CLIP, 100)
             [event async for event in stub.ChatUpload(messages, timeout=30)]
     except grpc.aio.AioRpcError as error:
-        status, code = grpc_refusal(error)
-        if code == "overloaded":
-            assert status is grpc.StatusCode.UNAVAILABLE
-            assert details_of(error)["RetryInfo"].retry_delay.ToMilliseconds() >= 1000
-        return code
+        return overload_code(error)
     return "ok"
+
+
+def overload_code(error: grpc.aio.AioRpcError) -> str:
+    """The code of the refusal, which says when to come back if it is for overload."""
+    status, code = grpc_refusal(error)
+    if code == "overloaded":
+        assert status is grpc.StatusCode.UNAVAILABLE
+        assert details_of(error)["RetryInfo"].retry_delay.ToMilliseconds() >= 1000
+    return code
 
 
 @contextlib.asynccontextmanager
