@@ -78,9 +78,9 @@ async def test_a_request_is_accepted_streamed_and_finished(engine):
     assert last.usage.completion_tokens == 3
 
 
+# LocalEngine submits in the event loop's own thread, where nothing can overtake.
+@pytest.mark.parametrize("engine", [EngineProcess], indirect=True)
 async def test_accepted_comes_first_even_if_a_step_is_faster(engine):
-    if isinstance(engine, LocalEngine):
-        pytest.skip("submits in the event loop's own thread, so nothing can overtake")
     events = await answer(engine, "tokens=2 late-accept")
     assert [type(event) for event in events] == [Accepted, StageChanged, Delta, Finished]
 
