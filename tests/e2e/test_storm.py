@@ -38,8 +38,9 @@ from server_process import ServerProcess
 
 from server.pb.speech_pb2_grpc import SpeechChatStub
 
-MAX_GROWTH_BYTES = 32 * 2**20
-"""Between two equal rounds: room for the allocator's moods, not for sixty leaked clips."""
+MAX_GROWTH_BYTES = 24 * 2**20
+MAX_MORE_ROUNDS = 3
+"""The allocator keeps more after some rounds than after others, up to 35 MiB were seen; a leak only grows."""
 NUM_REQUESTS = 60
 SMALL_BAD_CLIPS = ("empty", "text", "truncated-flac", "nan", "655350-hz", "lying-header", "no-samples")
 
@@ -157,6 +158,10 @@ async def test_two_storms(stormy: ServerProcess) -> None:
     await one_round(stormy, seed)
     first = memory_of(stormy)
     await one_round(stormy, seed)
+    for _ in range(MAX_MORE_ROUNDS):
+        if memory_of(stormy) - first < MAX_GROWTH_BYTES:
+            break
+        await one_round(stormy, seed)
     assert memory_of(stormy) - first < MAX_GROWTH_BYTES
     assert not any(name.endswith("internal_error") for name in growth({}, metrics_of(stormy)))
 
