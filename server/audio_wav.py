@@ -15,6 +15,8 @@ _UNKNOWN32 = 0xFFFFFFFF
 _UNKNOWN64 = 0xFFFFFFFFFFFFFFFF
 _SOX_UNKNOWN = 0x7FFFF000
 _ARECORD_UNKNOWN = 0x80000000
+_LEAST_BAD_RATE = 2**31
+"""Hz; libsndfile takes such rates for negative ones and says so in its own terms."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +35,8 @@ def complete_wav(data: bytes) -> bytes:
     0x7FFFF000 rounded down to whole frames, arecord 0x80000000. Such a clip reaches to the end of the bytes.
     A data chunk that declares less than there is is followed by other chunks, as is usual.
 
-    Raises InvalidAudio if the data chunk declares more bytes than there are, or if a chunk is missing.
+    Raises InvalidAudio if the data chunk declares more bytes than there are, if a chunk is missing, or for a
+    sample rate that cannot be.
     """
     order = ">" if data.startswith(b"RIFX") else "<"
     chunks = {chunk.name: chunk for chunk in _walk(data, order)}
@@ -42,7 +45,9 @@ def complete_wav(data: bytes) -> bytes:
     if b"data" not in chunks:
         raise InvalidAudio("The WAV audio is truncated: it has no data chunk.")
     fmt, body = chunks[b"fmt "], chunks[b"data"]
-    block_align = struct.unpack_from(order + "H", data, fmt.start + 12)[0]
+    rate, block_align = struct.unpack_from(order + "I4xH", data, fmt.start + 4)
+    if not 0 < rate < _LEAST_BAD_RATE:
+        raise InvalidAudio(f"The WAV audio's sample rate is {rate} Hz, which no audio has.")
     declared, available = _declared_size(data, order, chunks), len(data) - body.start
     if _is_placeholder(data, order, body, declared, block_align):
         return _with_length(data, order, fmt, body, block_align)

@@ -156,6 +156,15 @@ def test_rates_outside_the_limits(rate: int) -> None:
     assert str(rate) in refusal(wav(0.5, rate))
 
 
+@pytest.mark.parametrize("rate", [0, 1, 655_350, 2**31, 2**32 - 1])
+def test_rates_that_cannot_be(rate: int) -> None:
+    clip = bytearray(wav(0.5, 16_000))
+    clip[24:28] = rate.to_bytes(4, "little")
+    message = refusal(bytes(clip))
+    assert str(rate) in message
+    assert "SF_INFO" not in message
+
+
 def test_too_many_channels() -> None:
     assert decode_audio(wav(0.2, channels=64), LIMITS).info.channels == 64
     assert "65 channels" in refusal(wav(0.2, channels=65))
