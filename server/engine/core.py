@@ -32,6 +32,7 @@ from server.types import (
     FinishReason,
     GenerateRequest,
     ModelInfo,
+    Stage,
     StageChanged,
     StepOutput,
     Usage,
@@ -315,6 +316,9 @@ class EngineCore:
 
     def _publish_stages(self) -> None:
         for sequence, stage in self.scheduler.take_stage_changes():
+            if stage is not Stage.ENCODING:
+                # Its clip's embeddings are there, maybe by another request's doing, and stay while it lives.
+                self._waveforms.pop(sequence.request_id, None)
             self._events.append(StageChanged(sequence.request_id, stage))
 
     def _output(self) -> StepOutput:
