@@ -205,9 +205,10 @@ class Runner:
             gathered = chunk.owner.gathered
             if chunk.start == 0:
                 gathered.clear()
-            gathered.append(rows)
+            gathered[chunk.start] = rows
             if chunk.completes:
-                self._scales[chunk.owner.instruction_key] = self.model.scale_from_hidden(torch.cat(gathered))
+                states = torch.cat(list(gathered.values()))
+                self._scales[chunk.owner.instruction_key] = self.model.scale_from_hidden(states)
 
     def _sample(self, hidden: Tensor, ends: dict[Sequence, int]) -> Results:
         """Next tokens of the sequences whose last rows are `ends`."""

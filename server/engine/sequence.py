@@ -144,8 +144,9 @@ class Sequence:
 class AdapterPass:
     """The prompt adapter's pass over one instruction: a prefill with the LoRA off, whose KV is thrown away.
 
-    order: that of the first request that needs it. gathered: the hidden states so far, kept here by the
-    runner so that they go when the pass goes; nobody else looks at them.
+    order: that of the first request that needs it. gathered: the hidden states so far by the position of
+    their first token, so that a chunk computed again replaces itself; kept here by the runner so that they
+    go when the pass goes, nobody else looks at them.
     """
 
     instruction_key: bytes
@@ -153,7 +154,7 @@ class AdapterPass:
     ids: tuple[int, ...]
     pages: list[int] = field(default_factory=list)
     num_computed: int = 0
-    gathered: list[Any] = field(default_factory=list)
+    gathered: dict[int, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -15,7 +15,8 @@ from model.speech_llm import SpeechLLM
 from model.tokenizer import Tokenizer
 from server.engine.build import Sizes, assemble
 from server.engine.core import EngineCore
-from server.engine.runner import Runner
+from server.engine.runner import Results, Runner
+from server.engine.sequence import AdapterPass
 from server.types import Delta, EngineConfig, Event, Failed, Finished, GenerateRequest, SamplingParams
 from tests.model.random_weights import noise_clip
 
@@ -122,3 +123,34 @@ def test_a_request_whose_numbers_are_not_finite_fails_alone(build: Build) -> Non
     assert ids(events["a"]) == ids(events["b"]) == expected
     for name in ("c", "d", "e"):
         assert ids(run(core, request(name, GOOD))[name]) == expected
+
+
+class StumblingRunner(Runner):
+    """Fails once on a later chunk of an instruction, when all was computed: as sampling without memory."""
+
+    has_stumbled = False
+
+    def forward(self, prefills, decodes) -> Results:
+        results = super().forward(prefills, decodes)
+        if not self.has_stumbled and any(isinstance(c.owner, AdapterPass) and c.start for c in prefills):
+            self.has_stumbled = True
+            raise RuntimeError("out of memory")
+        return results
+
+
+def test_an_instruction_that_is_read_again_is_read_as_the_first_time(build: Build) -> None:
+    long = request("long", GOOD, "Say who speaks, in which language, how, where, and to whom. " * 3)
+    expected = ids(run(build(Runner), long)["long"])
+    core = build(StumblingRunner)
+    assert ids(run(core, long)["long"]) == expected
+    assert core.runner.has_stumbled
+
+
+def test_a_waveform_goes_when_its_embeddings_were_found(build: Build) -> None:
+    core = build(Runner)
+    run(core, request("first", GOOD))
+    core.submit(request("again", GOOD))
+    core.step()
+    assert core.scheduler.find("again") is not None
+    assert not core._waveforms
+    run(core)
