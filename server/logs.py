@@ -6,6 +6,7 @@ import datetime
 import json
 import logging
 import sys
+import traceback
 from typing import Any
 
 ACCESS = logging.getLogger("wavllm.access")
@@ -13,7 +14,21 @@ _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", 
 _QUIET = ("uvicorn", "uvicorn.error", "httpx", "asyncio")
 
 
-class JsonFormatter(logging.Formatter):
+class DiscreetFormatter(logging.Formatter):
+    """Tells of an exception what it is and where it came from, not its message: that may quote a client."""
+
+    def formatException(self, ei: Any) -> str:
+        """Type and frames of the exception and of those that led to it, the last one first."""
+        parts: list[str] = []
+        error: BaseException | None = ei[1]
+        while error is not None:
+            frames = "".join(traceback.format_tb(error.__traceback__))
+            parts.append(f"{type(error).__name__} at\n{frames}")
+            error = error.__cause__ or error.__context__
+        return "\n".join(parts)
+
+
+class JsonFormatter(DiscreetFormatter):
     """One JSON object a line; what was given as `extra` becomes fields."""
 
     def format(self, record: logging.LogRecord) -> str:
@@ -30,7 +45,7 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line, ensure_ascii=False, default=str)
 
 
-class TextFormatter(logging.Formatter):
+class TextFormatter(DiscreetFormatter):
     """For people: time, level, logger, message, then `name=value` pairs."""
 
     def format(self, record: logging.LogRecord) -> str:
