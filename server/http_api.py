@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 from collections.abc import Callable
 from typing import Any
@@ -45,6 +46,7 @@ def create_app(service: SpeechService) -> ASGIApp:
     """The REST application over a service."""
     app = FastAPI(title="WavLLM", docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.service = service
+    app.state.parsing = asyncio.Semaphore(1)
     app.add_exception_handler(ServerError, handle_server_error)
     app.add_exception_handler(HTTPException, handle_http_error)
     app.add_exception_handler(Exception, handle_server_error)
