@@ -27,7 +27,10 @@ ABORT_TIMEOUT_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Milliseconds of one request; ttft and total count from the slot, so they include the upload."""
+    """Milliseconds of one request; ttft and total count from the slot, so they include the upload.
+
+    decode_ms includes the wait for a decoding worker; queue_ms is the wait in the engine, after decoding.
+    """
 
     queue_ms: float
     decode_ms: float

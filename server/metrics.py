@@ -111,7 +111,9 @@ class Metrics:
         self._audio_duration = self._histogram(
             "request_audio_duration_seconds", "Length of decoded clips.", AUDIO_BUCKETS
         )
-        self._decode = self._histogram("audio_decode_seconds", "Time to decode a clip.", STEP_BUCKETS)
+        self._decode = self._histogram(
+            "audio_decode_seconds", "Time to decode a clip, with the wait for a worker.", STEP_BUCKETS
+        )
         self._encoder = self._histogram("encoder_seconds", "One encoder pass.", STEP_BUCKETS, "encoder")
         self._encoder_batch = self._histogram(
             "encoder_batch_size", "Clips of one encoder pass.", BATCH_BUCKETS

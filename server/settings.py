@@ -57,13 +57,17 @@ class Settings(BaseSettings):
     )
 
     max_batch_size: Count | None = Field(
-        None, description="Requests that generate at once; default: measured from the device's memory."
+        None, description="Requests that generate at once; default: 32 (CPU), 128 (GPU)."
     )
     max_batch_tokens: Count | None = Field(
-        None, description="Tokens of one forward pass; default: measured from the device's memory."
+        None, description="Tokens of one forward pass; default: 512 (CPU), 2048 (GPU)."
     )
     kv_cache_fraction: float | None = Field(
-        None, gt=0, le=1, description="Share of the free device memory for the KV cache; default: measured."
+        None,
+        gt=0,
+        le=1,
+        description="Share, for the KV cache, of the device memory that is found free once the model is "
+        "loaded; default: 0.3 (CPU), 0.85 (GPU).",
     )
     encoder_step_ms: float | None = Field(
         None,
