@@ -104,11 +104,11 @@ class SpeechChat:
         context.add_done_callback(leave)  # type: ignore[arg-type]  # a class in the stubs, any callable in truth
 
     async def _chat(self, call: Call) -> pb.ChatResponse:
-        stream, command = await self._open(call, 0, self._receive_message)
+        stream, with_token_ids = await self._open(call, 0, self._receive_message)
         async with stream:
             deltas = [delta async for delta in stream]
         response = response_message(
-            call.request_id, deltas, done_message(stream), with_token_ids=command.return_token_ids
+            call.request_id, deltas, done_message(stream), with_token_ids=with_token_ids
         )
         await call.send_headers()
         return response
@@ -136,8 +136,11 @@ class SpeechChat:
         await call.send_headers()
         return model_message(self._service.models()[0])
 
-    async def _open(self, call: Call, num_bytes: int, receive: Receive) -> tuple[ChatStream, ChatCommand]:
-        """Slot, then body, then engine. Every way out by an exception gives the slot back."""
+    async def _open(self, call: Call, num_bytes: int, receive: Receive) -> tuple[ChatStream, bool]:
+        """Slot, then body, then engine. Every way out by an exception gives the slot back.
+
+        Returns the answer, and whether token ids are wanted with it; the upload's bytes end here.
+        """
         with self._service.reserve(
             num_bytes=num_bytes, api_key=call.api_key, transport="grpc"
         ) as reservation:
@@ -145,7 +148,7 @@ class SpeechChat:
             self._check_wait(call)
             async with reservation.before_deadline():
                 command = await receive(call, reservation)
-            return await self._service.chat(reservation, command), command
+            return await self._service.chat(reservation, command), command.return_token_ids
 
     def _check_wait(self, call: Call) -> None:
         """Refuse at once what would outlast the client's deadline, before anything is read."""
@@ -182,12 +185,12 @@ class SpeechChat:
         call.rename(message.config.request_id)
         return message.config
 
-    async def _reply(self, call: Call, stream: ChatStream, command: ChatCommand) -> None:
+    async def _reply(self, call: Call, stream: ChatStream, with_token_ids: bool) -> None:
         async with stream:
             await call.send_headers()
             await call.write(accepted_event(call.request_id, stream.accepted.queue_position))
             async for delta in stream:
-                event = delta_event(call.request_id, delta, with_token_ids=command.return_token_ids)
+                event = delta_event(call.request_id, delta, with_token_ids=with_token_ids)
                 if event is not None:
                     await call.write(event)
             await call.write(pb.ChatEvent(request_id=call.request_id, done=done_message(stream)))

@@ -133,14 +133,15 @@ async def read_speech_chat(request: Request, service: SpeechService) -> tuple[Ch
     settings, kind = service.settings, content_type(request)
     if kind == JSON_TYPE:
         body = parse_body(SpeechChatBody, await read_json(request, settings))
-        return body, body.command(await decode_base64(body.audio.data, settings.max_upload_bytes))
+        audio = await decode_base64(body.audio.data, settings.max_upload_bytes)
+        return body.without_audio(), body.command(audio)
     if kind == FORM_TYPE:
         form = await read_form(request, settings)
-        audio = form_file(form, "file")
+        file = form_file(form, "file")
         fields = parse_body(ChatFields, form_fields(form, FORM_PARSERS))
-        if audio is None:
+        if file is None:
             raise missing_audio("the file field `file`")
-        return fields, fields.command(audio)
+        return fields, fields.command(file)
     raise InvalidRequest(f"The Content-Type must be {FORM_TYPE} or {JSON_TYPE}.")
 
 

@@ -76,6 +76,10 @@ class SpeechChatBody(ChatFields):
 
     audio: AudioData
 
+    def without_audio(self) -> ChatFields:
+        """The other fields alone: the clip's base64 need not live until the answer's end."""
+        return ChatFields.model_construct(**{name: getattr(self, name) for name in ChatFields.model_fields})
+
 
 def parse_body(schema: type[Body], values: dict[str, Any]) -> Body:
     """Validate. Raises InvalidRequest for the first fault, with the field as `param` and never its value."""

@@ -128,6 +128,7 @@ class Mailboxes:
         box = self._boxes[request_id] = Mailbox()
         try:
             submit(request)
+            del request  # its waveform is the engine's now, and the answer may be long
             while not box.is_drained:
                 yield await box.get()
         finally:
