@@ -1,4 +1,4 @@
-"""An upload is forgotten when the engine has its waveform: the answer may take minutes, and many run at once."""
+"""An upload is forgotten when the engine has its waveform: answers may take minutes, and many run at once."""
 
 from __future__ import annotations
 
