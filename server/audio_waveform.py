@@ -104,7 +104,7 @@ def _check_minimum(num_frames: int, rate: int, limits: AudioLimits) -> None:
         raise InvalidAudio("The audio holds no samples.")
     if num_frames / rate < limits.min_seconds:
         raise InvalidAudio(
-            f"The audio is {num_frames / rate:.3f} s long; at least {limits.min_seconds:g} s are needed."
+            f"The audio is {num_frames / rate:.6g} s long; at least {limits.min_seconds:g} s are needed."
         )
 
 

@@ -288,7 +288,7 @@ class SpeechService:
         """The decoder refuses these early; here they are refused for certain."""
         if not self.settings.min_audio_seconds <= info.duration_s <= self.max_audio_s:
             raise InvalidAudio(
-                f"The audio is {info.duration_s:.3f} s long; {self.settings.min_audio_seconds:g} to "
+                f"The audio is {info.duration_s:.6g} s long; {self.settings.min_audio_seconds:g} to "
                 f"{self.max_audio_s:g} s are taken."
             )
 
