@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 import psutil
 import torch
 
@@ -23,8 +22,9 @@ from server.engine.result_cache import ResultCache
 from server.engine.runner import Runner
 from server.engine.scheduler import Scheduler, SchedulerLimits
 from server.engine.sequence import Sequence
+from server.engine.warmup import warm_up
 from server.errors import EngineError
-from server.types import EngineConfig, Failed, GenerateRequest, ModelInfo, SamplingParams
+from server.types import EngineConfig, ModelInfo
 
 Progress = Callable[[int, int, str], None]
 
@@ -63,10 +63,14 @@ def build_core(config: EngineConfig, progress: Progress | None = None) -> Engine
     model, tokenizer = load_model(config.model_dir, device, dtype, progress)
     if config.merge_prompt is not None:
         model.merge(model.prompt_scale(adapter_ids(tokenizer, config.merge_prompt)))
-    step_ms = config.encoder_step_ms or (10.0 if device.type == "cuda" else 100.0)
-    encode_seconds = warm_up(config, model, tokenizer, step_ms / 1e3)
+    # In an engine of its own, so that the warm-up leaves no trace in caches and counters.
+    pages = math.ceil(model.config.llama.max_position_embeddings / config.page_size)
+    sizes = Sizes(1, 512, min(pages, config.num_pages or pages))
+    pace = warm_up(assemble(config, model, tokenizer, sizes), config.merge_prompt)
     core = assemble(config, model, tokenizer, measure(config, model))
-    core.scheduler.limits.encode_seconds = encode_seconds
+    core.runner.threads = pace.threads
+    step_ms = config.encoder_step_ms or (10.0 if device.type == "cuda" else 100.0)
+    core.scheduler.limits.encode_seconds = pace.encode_budget(step_ms / 1e3, model.config.window_seconds)
     return core
 
 
@@ -147,29 +151,3 @@ def longest_clip(config: SpeechLLMConfig, tokenizer: Tokenizer, max_context: int
     room = max_context - len(prompt.left_ids) - len(prompt.right_ids) - ANSWER_ROOM
     fitting = (s for s in range(LONGEST_CLIP_S, 0, -1) if config.num_audio_tokens(s * SAMPLE_RATE) <= room)
     return float(next(fitting, 0))
-
-
-def warm_up(config: EngineConfig, model: SpeechLLM, tokenizer: Tokenizer, step_s: float) -> float:
-    """Answer two clips through every stage, in an engine of its own that leaves no trace.
-
-    Returns how many seconds of audio, in whole encoder windows and at least one, fit an encoder step of
-    `step_s`, as measured on the second clip. Raises EngineError if the engine cannot answer.
-    """
-    pages = math.ceil(model.config.llama.max_position_embeddings / config.page_size)
-    core = assemble(config, model, tokenizer, Sizes(1, 512, min(pages, config.num_pages or pages)))
-    seconds = max(1, min(model.config.window_seconds, int(core.info.max_audio_seconds)))
-    encode_s = 0.0
-    for turn in range(2):
-        noise = 0.1 * np.random.default_rng(turn).standard_normal(seconds * SAMPLE_RATE, dtype=np.float32)
-        prompt = "Warm up." if config.merge_prompt is None else config.merge_prompt
-        request = GenerateRequest(f"warm-up-{turn}", prompt, noise, bytes([turn]) * 32, SamplingParams(4))
-        events = list(core.submit(request))
-        while core.wait(0.0):
-            output = core.step()
-            events += output.events
-            encode_s = sum(run.seconds for run in output.encoder_runs) or encode_s
-        failures = [event.error for event in events if isinstance(event, Failed)]
-        if failures:
-            raise EngineError(f"warm-up failed: {failures[0].message}") from failures[0]
-    windows = max(1, int(step_s / encode_s)) if encode_s else 1
-    return windows * float(model.config.window_seconds)

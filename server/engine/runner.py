@@ -23,6 +23,14 @@ class NonFiniteLogits(Exception):
     """A sequence's logits are NaN or infinite; its weights or its input are broken."""
 
 
+@dataclass(frozen=True, slots=True)
+class Threads:
+    """Threads that torch computes with on a CPU, for encoder passes and for forwards."""
+
+    encode: int
+    forward: int
+
+
 @dataclass(slots=True)
 class Results:
     """What one forward gave: the next token of each sequence that reached its end."""
@@ -41,6 +49,7 @@ class Runner:
     def __init__(self, model: SpeechLLM, num_pages: int, page_size: int) -> None:
         self.model = model
         self.cache = model.new_cache(num_pages, page_size)
+        self.threads = Threads(torch.get_num_threads(), torch.get_num_threads())
         self._encoder_runs: list[EncoderRun] = []
         self._clips: dict[bytes, Tensor] = {}
         self._scales: dict[bytes, Tensor] = {}
@@ -49,6 +58,7 @@ class Runner:
     def encode(self, clips: dict[bytes, npt.NDArray[np.float32]]) -> None:
         """Encode waveforms [T] float32 at 16 kHz in one batch and keep their embeddings by key."""
         model = self.model
+        _use_threads(self.threads.encode)
         with torch.inference_mode():
             features = [model.clip_features(torch.from_numpy(wave)) for wave in clips.values()]
             begin = time.perf_counter()
@@ -103,6 +113,7 @@ class Runner:
         A finished adapter pass leaves its scale under its instruction's key.
         """
         self.cache.clear(self._index(self._new_pages(prefills, decodes)))
+        _use_threads(self.threads.forward)
         batch, ends = self._flatten(prefills, decodes)
         hidden = self.model(batch, self.cache)
         self._keep_passes(prefills, hidden)
@@ -238,3 +249,8 @@ class Runner:
     def _synchronize(self) -> None:
         if self.model.device.type == "cuda":
             torch.cuda.synchronize(self.model.device)
+
+
+def _use_threads(count: int) -> None:
+    if torch.get_num_threads() != count:
+        torch.set_num_threads(count)

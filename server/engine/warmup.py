@@ -1,0 +1,82 @@
+"""Warm-up of a fresh engine: clips through every stage, and what they show of this machine's pace."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from model.config import SAMPLE_RATE
+from server.engine.core import EngineCore
+from server.engine.runner import Threads
+from server.errors import EngineError
+from server.types import Failed, GenerateRequest, SamplingParams
+
+ANSWER_TOKENS = 8
+BIG_STEP_S = 0.05
+"""A decode step so long is all arithmetic: threads help for certain, and another turn would cost seconds."""
+WORTH_IT = 0.8
+"""More threads must bring the time below this share of one thread's: an idle machine flatters them, and on a
+shared one each barrier waits for a core."""
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """Seconds of one encoder pass and of one decode step (median), as one answer showed them."""
+
+    encode_s: float
+    step_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """encode_s: seconds to encode one window. threads: the counts that were measured best."""
+
+    encode_s: float
+    threads: Threads
+
+    def encode_budget(self, step_s: float, window_seconds: int) -> float:
+        """Seconds of audio, in whole encoder windows and at least one, that fit a pass of `step_s`."""
+        windows = max(1, int(step_s / self.encode_s)) if self.encode_s else 1
+        return windows * float(window_seconds)
+
+
+def warm_up(core: EngineCore, merged_prompt: str | None) -> Pace:
+    """Answer a few clips with an engine that is thrown away. Raises EngineError if it cannot answer."""
+    prompt = "Warm up." if merged_prompt is None else merged_prompt
+    most = torch.get_num_threads()
+    take_turn(core, prompt, 0, most)
+    full = take_turn(core, prompt, 1, most)
+    if most == 1 or core.runner.model.device.type != "cpu" or full.step_s > BIG_STEP_S:
+        return Pace(full.encode_s, Threads(most, most))
+    return choose(full, take_turn(core, prompt, 2, 1), most)
+
+
+def choose(full: Turn, single: Turn, most: int) -> Pace:
+    """full: a turn with `most` threads, single: one with one. Encoding and forwards choose for themselves."""
+    encode = most if full.encode_s < WORTH_IT * single.encode_s else 1
+    forward = most if full.step_s < WORTH_IT * single.step_s else 1
+    return Pace(full.encode_s if encode == most else single.encode_s, Threads(encode, forward))
+
+
+def take_turn(core: EngineCore, prompt: str, number: int, threads: int) -> Turn:
+    """One answer about a new clip of one window, with so many threads."""
+    core.runner.threads = Threads(threads, threads)
+    seconds = max(1, min(core.runner.model.config.window_seconds, int(core.info.max_audio_seconds)))
+    noise = 0.1 * np.random.default_rng(number).standard_normal(seconds * SAMPLE_RATE, dtype=np.float32)
+    sampling = SamplingParams(ANSWER_TOKENS)
+    events = list(core.submit(GenerateRequest("warm-up", prompt, noise, bytes([number]) * 32, sampling)))
+    encode_s, steps = 0.0, []
+    while core.wait(0.0):
+        begin = time.perf_counter()
+        output = core.step()
+        steps.append(time.perf_counter() - begin)
+        encode_s += sum(run.seconds for run in output.encoder_runs)
+        events += output.events
+    failures = [event.error for event in events if isinstance(event, Failed)]
+    if failures:
+        raise EngineError(f"warm-up failed: {failures[0].message}") from failures[0]
+    return Turn(encode_s, statistics.median(steps))

@@ -1,0 +1,44 @@
+"""What the warm-up measures, chooses and leaves behind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from server.engine.build import build_core
+from server.engine.runner import Threads
+from server.engine.warmup import Pace, Turn, choose
+from server.types import EngineConfig, EngineStats
+
+
+def test_threads_must_be_worth_it_for_each_kind_of_work() -> None:
+    single = Turn(encode_s=1.0, step_s=0.010)
+    assert choose(Turn(0.5, 0.009), single, 8) == Pace(0.5, Threads(encode=8, forward=1))
+    assert choose(Turn(0.9, 0.006), single, 8) == Pace(1.0, Threads(encode=1, forward=8))
+
+
+@pytest.mark.parametrize(
+    ("encode_s", "step_s", "seconds"), [(0.04, 0.1, 60.0), (0.2, 0.1, 30.0), (0.0, 0.1, 30.0)]
+)
+def test_an_encoder_step_holds_whole_windows_and_at_least_one(
+    encode_s: float, step_s: float, seconds: float
+) -> None:
+    assert Pace(encode_s, Threads(1, 1)).encode_budget(step_s, 30) == seconds
+
+
+def test_a_new_engine_shows_no_trace_of_the_warm_up(directory: Path) -> None:
+    before = torch.get_num_threads()
+    core = build_core(EngineConfig(directory))
+    assert core.stats() == EngineStats()
+    assert not core.runner.take_encoder_runs()
+    core.check_integrity()
+    torch.set_num_threads(before)
+
+
+def test_a_given_number_of_threads_is_kept(directory: Path) -> None:
+    before = torch.get_num_threads()
+    core = build_core(EngineConfig(directory, num_threads=1))
+    assert core.runner.threads == Threads(1, 1)
+    torch.set_num_threads(before)
