@@ -158,7 +158,8 @@ class Metrics:
         """Move the engine's finished encoder passes into the histograms."""
         for run in self._take_encoder_runs():
             self._encoder.labels(run.encoder).observe(run.seconds)
-            self._encoder_batch.observe(run.batch_size)
+            if run.encoder == "whisper":  # both branches read the same clips
+                self._encoder_batch.observe(run.batch_size)
 
     def accepted(self) -> None:
         """A request got its slot."""

@@ -79,7 +79,12 @@ def build_service(
         return AudioDecoder(limits, settings.audio_workers)
 
     log = (settings.log_format, settings.log_level)
-    engine = EngineProcess(settings.engine_config(), on_progress=on_progress, log=log)
+    engine = EngineProcess(
+        settings.engine_config(),
+        heartbeat_timeout_s=settings.engine_timeout,
+        on_progress=on_progress,
+        log=log,
+    )
     return SpeechService(engine, make_decoder, settings)
 
 

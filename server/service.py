@@ -64,8 +64,6 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-MAX_HEARTBEAT_AGE_S = 60.0
-"""A ready engine that gave no sign of life for so long is hung."""
 LOADING_RETRY_S = 5.0
 
 
@@ -194,7 +192,8 @@ class SpeechService:
     def readiness(self) -> Readiness:
         """State of the server and its engine; a full queue fails neither answer."""
         health = self._engine.health()
-        live = health.state is not EngineState.READY or health.heartbeat_age_s < MAX_HEARTBEAT_AGE_S
+        hung = health.state is EngineState.READY and health.heartbeat_age_s >= self.settings.engine_timeout
+        live = not hung
         ready = self._state is ServiceState.READY and health.state is EngineState.READY and live
         return Readiness(ready, live, self._public_state(), health.detail)
 

@@ -113,6 +113,13 @@ class Settings(BaseSettings):
         allow_inf_nan=False,
         description="Seconds that running requests get to finish at shutdown.",
     )
+    engine_timeout: float = Field(
+        60.0,
+        ge=1,
+        allow_inf_nan=False,
+        description="Seconds without a sign of life after which the engine is started again; more than its "
+        "longest step, which with a large model on a CPU may be minutes.",
+    )
     log_format: Literal["json", "text"] = Field("json", description="Shape of the log lines.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level logged.")
 
