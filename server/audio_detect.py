@@ -27,6 +27,9 @@ class AudioFormat(enum.StrEnum):
     MATROSKA = "WebM/Matroska"
 
 
+# Looked up now: Python loads a codec's module at its first use, and a decoding process may open no file then.
+_DECODERS = {name: codecs.getincrementaldecoder(name) for name in ("utf-8", "utf-16")}
+
 ACCEPTED = "WAV, FLAC, OGG (Vorbis, Opus), MP3, M4A/AAC, WebM"
 """The formats as told to clients."""
 
@@ -148,7 +151,7 @@ def _as_text(head: bytes) -> str | None:
     encoding = "utf-16" if head[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8"
     try:
         # Incremental, because the cut at 4096 may fall inside a character.
-        text = codecs.getincrementaldecoder(encoding)().decode(head)
+        text = _DECODERS[encoding]().decode(head)
     except UnicodeDecodeError:
         return None
     return None if re.search(r"[\x00-\x08\x0e-\x1a\x1c-\x1f]", text) else text

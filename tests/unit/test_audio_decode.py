@@ -73,6 +73,12 @@ async def test_each_format_within_the_limits_of_the_process(decoder: AudioDecode
         await decoder.decode(data[: len(data) // 2])
 
 
+async def test_no_kind_of_text_needs_a_file_to_be_named(decoder: AudioDecoder) -> None:
+    for data in ("some text".encode("utf-16"), "<html>".encode("utf-16-be"), b"\xff\xfe\xd9", b"\xfe\xff"):
+        with pytest.raises(UnsupportedAudio):
+            await decoder.decode(data)
+
+
 async def test_a_video_without_sound(decoder: AudioDecoder) -> None:
     with pytest.raises(UnsupportedAudio, match="video without an audio track"):
         await decoder.decode(silent_video())
