@@ -7,8 +7,6 @@ from pathlib import Path
 
 from sentencepiece import SentencePieceProcessor
 
-TOKENIZER_FILE = "tokenizer.model"
-
 
 class TokenizerError(ValueError):
     """The tokenizer file is missing or cannot be read."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import psutil
@@ -16,6 +15,7 @@ from model.prompt import adapter_ids, build_prompt
 from model.speech_llm import SpeechLLM
 from model.tokenizer import Tokenizer
 from server.engine.core import EngineCore
+from server.engine.factory import Progress
 from server.engine.intake import Intake
 from server.engine.pages import PagePool
 from server.engine.result_cache import ResultCache
@@ -25,8 +25,6 @@ from server.engine.sequence import Sequence
 from server.engine.warmup import warm_up
 from server.errors import EngineError
 from server.types import EngineConfig, ModelInfo
-
-Progress = Callable[[int, int, str], None]
 
 DTYPES = {
     "float64": torch.float64,

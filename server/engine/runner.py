@@ -19,10 +19,6 @@ from server.engine.sequence import AdapterPass, Sequence
 from server.types import EncoderRun
 
 
-class NonFiniteLogits(Exception):
-    """A sequence's logits are NaN or infinite; its weights or its input are broken."""
-
-
 @dataclass(frozen=True, slots=True)
 class Threads:
     """Threads that torch computes with on a CPU, for encoder passes and for forwards."""
