@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from model.checkpoint_format import TOKENIZER_FILE, CheckpointError, open_tensors
+from model.checkpoint_format import TOKENIZER_FILE, CheckpointError, Progress, open_tensors
 from model.config import PROJECTIONS, SpeechLLMConfig
 from model.speech_llm import SpeechLLM
 from model.tokenizer import Tokenizer
-
-Progress = Callable[[int, int, str], None]
-"""(bytes done, bytes in all, name of the tensor)"""
 
 
 def load_model(

@@ -16,7 +16,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -34,6 +34,7 @@ __all__ = [
     "WEIGHTS_STEM",
     "CheckpointError",
     "NewDirectory",
+    "Progress",
     "ShardWriter",
     "TensorFiles",
     "check_names",
@@ -42,6 +43,8 @@ __all__ = [
 ]
 
 TOKENIZER_FILE = "tokenizer.model"
+Progress = Callable[[int, int, str], None]
+"""Called with (bytes done, bytes in all, name of the tensor)."""
 WEIGHTS_STEM = "model"
 DEFAULT_SHARD_BYTES = 2 * 2**30
 MAX_NAMED = 5

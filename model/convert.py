@@ -6,14 +6,20 @@ permuted here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import sentencepiece
 import torch
 
-from model.checkpoint_format import CheckpointError, ShardWriter, check_names, expected_tensors
+from model.checkpoint_format import (
+    CheckpointError,
+    Progress,
+    ShardWriter,
+    check_names,
+    expected_tensors,
+)
 from model.checkpoint_names import Shape
 from model.config import ConfigError, SpeechLLMConfig
 from model.convert_names import is_never_used, published_name, sizes_from_shapes
@@ -21,9 +27,6 @@ from model.convert_rules import Fields
 from model.convert_spec import read_spec
 from model.pt_reader import LazyTensor, PtCheckpoint
 from model.safetensors_stream import DTYPE_NAMES
-
-Progress = Callable[[int, int, str], None]
-"""Called with (bytes done, bytes in all, name of the tensor at hand)."""
 
 OUTPUT_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MIN_SHARD_BYTES = 64 * 2**20

@@ -22,6 +22,7 @@ from model.checkpoint_format import (
     WEIGHTS_STEM,
     CheckpointError,
     NewDirectory,
+    Progress,
     ShardWriter,
     TensorFiles,
     check_names,
@@ -29,7 +30,7 @@ from model.checkpoint_format import (
 )
 from model.checkpoint_names import lora_tensors, speech_tensors
 from model.config import CONFIG_FILE, SpeechLLMConfig
-from model.convert import ByteCounter, Progress, check_tokenizer, converted, output_dtype, shard_bytes
+from model.convert import ByteCounter, check_tokenizer, converted, output_dtype, shard_bytes
 from model.convert_adapter import (
     ADAPTER_CONFIG,
     ADAPTER_STEM,
