@@ -235,12 +235,21 @@ class AudioEncoder(nn.Module):
 
     def encode_wavlm(self, clips: Sequence[ClipFeatures]) -> list[Tensor]:
         """Per clip [subsampled frames, output size]."""
-        projected = [self._wavlm_front_end(clip.wave) for clip in clips]
+        states, lengths = self.wavlm_states([clip.wave for clip in clips])
+        return [self.fold_wavlm(states[:, i, :length]) for i, length in enumerate(lengths)]
+
+    def wavlm_states(self, waves: Sequence[Tensor]) -> tuple[Tensor, list[int]]:
+        """Waves [T] -> every layer's output [layers + 1, B, F, C], rows padded to F, and each row's frames."""
+        projected = [self._wavlm_front_end(wave) for wave in waves]
         lengths = [len(rows) for rows in projected]
         padded = nn.utils.rnn.pad_sequence(projected, batch_first=True)
-        states = WavLMTransformer(self.wavlm)(padded, lengths)
-        mixed = torch.tensordot(self.wavlm_layer_weights.softmax(0), torch.stack(states), dims=1)
-        return [self.wavlm_branch(mixed[i : i + 1, :length])[0] for i, length in enumerate(lengths)]
+        return torch.stack(WavLMTransformer(self.wavlm)(padded, lengths)), lengths
+
+    def fold_wavlm(self, states: Tensor) -> Tensor:
+        """One clip's layer outputs [layers + 1, F, C], weighed, through the branch: [F / 4, output size]."""
+        mixed = torch.tensordot(self.wavlm_layer_weights.softmax(0), states, dims=1)
+        folded: Tensor = self.wavlm_branch(mixed[None])[0]
+        return folded
 
     def _wavlm_front_end(self, wave: Tensor) -> Tensor:
         """[T] -> [F, C]: convolutions and feature projection of one clip."""

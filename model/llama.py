@@ -7,6 +7,7 @@ scale reaches q, k, v and o in one channel order and nothing is permuted.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,9 @@ from torch import Tensor, nn
 from model.config import LlamaConfig, LoraConfig
 from model.kv_cache import KVCache
 from model.lora import LoraLinear
+
+Rotary = tuple[Tensor, Tensor]
+"""cos and sin of each token's position, [N, 1, d / 2] each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,33 +62,33 @@ class FlatBatch:
     decodes: DecodeRows | None
 
 
-class Attention(nn.Module):
-    """Multi-head attention with rotary positions over paged keys and values."""
+class Attend(Protocol):
+    """How the tokens of one forward see each other. Serving reads paged KV; training masks a dense batch."""
 
-    def __init__(self, config: LlamaConfig, lora: LoraConfig, layer: int) -> None:
-        super().__init__()
-        size = config.hidden_size
-        self.layer = layer
-        self.heads, self.head_dim = config.num_attention_heads, config.head_dim
-        self.qkv = LoraLinear(size, size, lora.r, groups=3)
-        self.o = LoraLinear(size, size, lora.r)
+    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Query, key (both rotated) and value [N, H, d] of one layer -> [N, H, d]."""
+        ...
 
-    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], batch: FlatBatch, cache: KVCache) -> Tensor:
-        """[N, D] -> [N, D]; writes this layer's keys and values of all N tokens first."""
-        qkv = self.qkv(x, batch.scale).unflatten(-1, (self.heads, self.head_dim))
-        query, key = rotate(qkv[:, 0], rotary), rotate(qkv[:, 1], rotary)
-        cache.write(self.layer, batch.slots, key, qkv[:, 2])
-        parts = [self._prefill(query, span, cache) for span in batch.prefills]
-        if batch.decodes is not None:
-            parts.append(self._decode(query, batch.decodes, cache))
-        attended = torch.cat(parts) if len(parts) > 1 else parts[0]
-        out: Tensor = self.o(attended.flatten(1), batch.scale)[:, 0]
-        return out
 
-    def _prefill(self, query: Tensor, span: PrefillSpan, cache: KVCache) -> Tensor:
+@dataclass(frozen=True, slots=True)
+class PagedAttention:
+    """Attend of serving: writes keys and values of all N tokens first, then reads each sequence's pages."""
+
+    batch: FlatBatch
+    cache: KVCache
+
+    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """[N, H, d] each -> [N, H, d]."""
+        self.cache.write(layer, self.batch.slots, key, value)
+        parts = [self._prefill(layer, query, span) for span in self.batch.prefills]
+        if self.batch.decodes is not None:
+            parts.append(self._decode(layer, query, self.batch.decodes))
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+    def _prefill(self, layer: int, query: Tensor, span: PrefillSpan) -> Tensor:
         """One sequence's chunk against all its tokens so far. Returns [n, H, d]."""
         rows = span.stop - span.start
-        key, value = (t[: span.context].transpose(0, 1) for t in cache.read(self.layer, span.pages))
+        key, value = (t[: span.context].transpose(0, 1) for t in self.cache.read(layer, span.pages))
         if rows == span.context:
             mask = None
         else:
@@ -94,12 +98,32 @@ class Attention(nn.Module):
         out = F.scaled_dot_product_attention(chunk, key, value, attn_mask=mask, is_causal=mask is None)
         return out.transpose(0, 1)
 
-    def _decode(self, query: Tensor, rows: DecodeRows, cache: KVCache) -> Tensor:
+    def _decode(self, layer: int, query: Tensor, rows: DecodeRows) -> Tensor:
         """One query a sequence, contexts padded to the longest and masked. Returns [B, H, d]."""
-        key, value = (t.transpose(1, 2) for t in cache.read(self.layer, rows.pages))
+        key, value = (t.transpose(1, 2) for t in self.cache.read(layer, rows.pages))
         mask = torch.arange(key.shape[2], device=query.device) < rows.contexts[:, None]
         one = query[rows.start :, :, None]
         return F.scaled_dot_product_attention(one, key, value, attn_mask=mask[:, None, None])[:, :, 0]
+
+
+class Attention(nn.Module):
+    """Multi-head attention with rotary positions; `Attend` says which tokens see which."""
+
+    def __init__(self, config: LlamaConfig, lora: LoraConfig, layer: int) -> None:
+        super().__init__()
+        size = config.hidden_size
+        self.layer = layer
+        self.heads, self.head_dim = config.num_attention_heads, config.head_dim
+        self.qkv = LoraLinear(size, size, lora.r, groups=3)
+        self.o = LoraLinear(size, size, lora.r)
+
+    def forward(self, x: Tensor, rotary: Rotary, scale: Tensor | None, attend: Attend) -> Tensor:
+        """[N, D] -> [N, D]."""
+        qkv = self.qkv(x, scale).unflatten(-1, (self.heads, self.head_dim))
+        query, key = rotate(qkv[:, 0], rotary), rotate(qkv[:, 1], rotary)
+        attended = attend(self.layer, query, key, qkv[:, 2])
+        out: Tensor = self.o(attended.flatten(1), scale)[:, 0]
+        return out
 
 
 class FeedForward(nn.Module):
@@ -127,9 +151,9 @@ class Block(nn.Module):
         self.attention_norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.feed_forward_norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
-    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], batch: FlatBatch, cache: KVCache) -> Tensor:
+    def forward(self, x: Tensor, rotary: Rotary, scale: Tensor | None, attend: Attend) -> Tensor:
         """[N, D] -> [N, D]."""
-        x = x + self.attention(self.attention_norm(x), rotary, batch, cache)
+        x = x + self.attention(self.attention_norm(x), rotary, scale, attend)
         out: Tensor = x + self.feed_forward(self.feed_forward_norm(x))
         return out
 
@@ -148,11 +172,17 @@ class Llama(nn.Module):
 
     def forward(self, batch: FlatBatch, cache: KVCache) -> Tensor:
         """Hidden states [N, D] before the final norm (the prompt adapter reads them there)."""
-        cos, sin = self._rotary_table(batch.embeddings)
-        rotary = cos[batch.positions][:, None], sin[batch.positions][:, None]
-        x = batch.embeddings
+        return self.run(batch.embeddings, batch.positions, batch.scale, PagedAttention(batch, cache))
+
+    def run(self, x: Tensor, positions: Tensor, scale: Tensor | None, attend: Attend) -> Tensor:
+        """Embeddings x [N, D] at `positions` [N] -> hidden states [N, D] before the final norm.
+
+        scale: [N, D] as in FlatBatch, or None.
+        """
+        cos, sin = self._rotary_table(x)
+        rotary = cos[positions][:, None], sin[positions][:, None]
         for layer in self.layers:
-            x = layer(x, rotary, batch, cache)
+            x = layer(x, rotary, scale, attend)
         return x
 
     @property
@@ -188,7 +218,7 @@ def rotary_table(config: LlamaConfig, device: torch.device, dtype: torch.dtype) 
     return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
-def rotate(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+def rotate(x: Tensor, rotary: Rotary) -> Tensor:
     """Rotate neighbouring channel pairs of x [N, H, d] by their positions' angles."""
     cos, sin = rotary
     wide = x.to(cos.dtype)
