@@ -1,0 +1,80 @@
+"""Frozen encoders' outputs, made once: float16 shards beside the speech they were heard in.
+
+    state/whisper/SPLIT/00012.npy   [frames of all clips, 384]
+    state/wavlm/SPLIT/00012.npy     [frames of all clips, layers + 1, C]
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from model.audio_encoder import AudioEncoder, build_whisper
+from model.audio_features import AudioFeatures
+from model.config import SpeechLLMConfig
+from training.corpus import read_shard, write_whole
+from training.progress import track
+from training.recipe import State
+from training.whisper_tiny import find_model_bin, load_encoder_weights
+
+BATCH = 8
+"""Windows encoded together."""
+
+
+def open_whisper(config: SpeechLLMConfig) -> nn.Module:
+    """Whisper tiny.en's encoder with a window of `window_seconds`, frozen."""
+    encoder = build_whisper(config.whisper)
+    weights = load_encoder_weights(find_model_bin(), config.whisper.max_source_positions)
+    encoder.load_state_dict(weights, strict=True)
+    return encoder.eval().requires_grad_(False)
+
+
+@torch.inference_mode()
+def whisper_features(encoder: nn.Module, extract: AudioFeatures, waves: list[np.ndarray]) -> list[np.ndarray]:
+    """Waves [T] of one window each -> frames [F, d_model] float16 each, as the branch reads them."""
+    device = next(encoder.parameters()).device
+    clips = [extract(torch.from_numpy(wave)) for wave in waves]
+    hidden = encoder(torch.cat([clip.log_mel for clip in clips]).to(device)).last_hidden_state
+    return [
+        rows[: clip.num_frames].half().cpu().numpy() for rows, clip in zip(hidden, clips, strict=True)
+    ]
+
+
+@torch.inference_mode()
+def wavlm_features(encoder: AudioEncoder, waves: list[np.ndarray]) -> list[np.ndarray]:
+    """Waves [T] -> all layers' outputs [F, layers + 1, C] float16 each."""
+    states, lengths = encoder.wavlm_states([torch.from_numpy(wave) for wave in waves])
+    rows = states.permute(1, 2, 0, 3).half().cpu().numpy()
+    return [rows[i, :length] for i, length in enumerate(lengths)]
+
+
+def extract_whisper(config: SpeechLLMConfig, state: State, device: torch.device) -> None:
+    """Encode what is missing with Whisper."""
+    encoder, extract = open_whisper(config).to(device), AudioFeatures(config)
+    _extract(state, "whisper", lambda waves: whisper_features(encoder, extract, waves))
+
+
+def extract_wavlm(encoder: AudioEncoder, state: State) -> None:
+    """Encode what is missing with the WavLM that the acoustic stage trained."""
+    _extract(state, "wavlm", lambda waves: wavlm_features(encoder, waves))
+
+
+def _extract(state: State, what: str, encode: Encode) -> None:
+    for split in ("train", "validation"):
+        speech, folder = state.shards("speech", split), state.shards(what, split)
+        numbers = sorted(int(path.stem) for path in speech.glob("*.jsonl"))
+        missing = [n for n in numbers if not (folder / f"{n:05}.npy").exists()]
+        with track(f"Encoding with {what} ({split})", len(numbers), len(numbers) - len(missing)) as advance:
+            for number in missing:
+                _extract_shard(speech, folder, number, encode)
+                advance(1)
+
+
+def _extract_shard(speech: Path, folder: Path, number: int, encode: Encode) -> None:
+    waves = [wave for _, wave in read_shard(speech, number)]
+    rows = [part for i in range(0, len(waves), BATCH) for part in encode(waves[i : i + BATCH])]
+    with write_whole(folder / f"{number:05}.npy") as path, path.open("wb") as file:
+        np.save(file, np.concatenate(rows))
