@@ -34,8 +34,6 @@ from training.voices import Delivery, Synthesizer, Voice, train_voices
 Wave = NDArray[np.float32]
 PEAK = 32767
 MAX_TRIES = 8
-SAME_VOICE_SHARE = 0.5
-"""Of dialogues with room for two: said by one voice, so that the words do not tell how many speak."""
 GAPS = (0.12, 0.5)
 """Seconds of silence between two lines, whoever says them."""
 
@@ -56,16 +54,6 @@ class ClipRecord:
     num_samples: int
     prosody: bool
     seed: int
-
-    @property
-    def num_speakers(self) -> int:
-        """Different voices heard."""
-        return len({self.voices[line.speaker] for line in self.script.lines})
-
-    @property
-    def text(self) -> str:
-        """All that is said."""
-        return " ".join(line.text for line in self.script.lines)
 
     def to_json(self) -> str:
         """One manifest line."""
@@ -119,17 +107,17 @@ def draw(rng: random.Random, kind: str, split: Split, sentences: Sequence[str]) 
 
 
 def choose_voices(script: Script, rng: random.Random, voices: Sequence[Voice]) -> tuple[Voice, ...]:
-    """One voice for each speaker; two speakers of a script never share one.
+    """One voice for each speaker; two speakers of a script never share one, but do share an engine.
 
-    An emotion needs voices that can show it; a marked emotion therefore narrows the choice.
+    Engines are drawn alike, however many voices they have. A marked emotion needs voices that can show it.
     """
-    pool = voices if script.emotion == "neutral" else [v for v in voices if v.supports_prosody]
+    able = voices if script.emotion == "neutral" else [v for v in voices if v.supports_prosody]
+    engine = rng.choice(sorted({voice.engine for voice in able}))
+    pool = [voice for voice in able if voice.engine == engine]
     first = rng.choice(pool)
     if all(line.speaker == 0 for line in script.lines):
         return (first,)
-    alike = [v for v in pool if v.engine == first.engine and v.speaker != first.speaker]
-    second = rng.choice(alike or [v for v in pool if v.speaker != first.speaker])
-    return first, second
+    return first, rng.choice([voice for voice in pool if voice.speaker != first.speaker])
 
 
 def speak(
@@ -154,6 +142,22 @@ def silence(seconds: float) -> Wave:
     return np.zeros(round(seconds * SAMPLE_RATE), np.float32)
 
 
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What clips are drawn from: ordinary sentences, voices, and two limits."""
+
+    sentences: Sequence[str]
+    voices: Sequence[Voice]
+    augmented: float
+    max_samples: int
+
+    @classmethod
+    def of(cls, recipe: Recipe, split: str) -> Source:
+        """Training voices for both splits: held-out voices belong to the evaluation."""
+        text = ordinary_sentences("train" if split == "train" else "validation")
+        return cls(text, train_voices(), recipe.augmented, recipe.window_seconds * SAMPLE_RATE)
+
+
 def make_clip(
     identity: str, rng: random.Random, split: Split, synthesizer: Synthesizer, source: Source
 ) -> tuple[ClipRecord, Wave]:
@@ -172,22 +176,6 @@ def make_clip(
     prosody = all(voice.supports_prosody for voice in voices)
     names = tuple(voice.speaker for voice in voices)
     return ClipRecord(identity, script, names, spans, 0, len(wave), prosody, seed), wave
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """What clips are drawn from: ordinary sentences, voices, and two limits."""
-
-    sentences: Sequence[str]
-    voices: Sequence[Voice]
-    augmented: float
-    max_samples: int
-
-    @classmethod
-    def of(cls, recipe: Recipe, split: str) -> Source:
-        """Training voices for both splits: held-out voices belong to the evaluation."""
-        text = ordinary_sentences("train" if split == "train" else "validation")
-        return cls(text, train_voices(), recipe.augmented, recipe.window_seconds * SAMPLE_RATE)
 
 
 def make_shard(number: int, recipe: Recipe, split: str, folder: Path) -> int:

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,8 @@ from training.progress import track
 from training.recipe import State
 from training.whisper_tiny import find_model_bin, load_encoder_weights
 
-BATCH = 8
+Encode = Callable[[list[np.ndarray]], list[np.ndarray]]
+BATCH = 4
 """Windows encoded together."""
 
 

@@ -1,0 +1,157 @@
+"""The serving model, made ready to learn: first weights, frozen parts, and its losses.
+
+Every layer is model/'s own; what is here strings them together for dense batches with gradients.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.audio_encoder import AudioEncoder, Branch
+from model.config import SpeechLLMConfig
+from model.speech_llm import SpeechLLM
+from training.batch import MaskedAttention, Packed
+
+
+def new_model(config: SpeechLLMConfig, seed: int) -> SpeechLLM:
+    """A SpeechLLM with first weights: LoRA without effect, the prompt adapter's scale near 1."""
+    torch.manual_seed(seed)
+    model = SpeechLLM(config)
+    with torch.no_grad():
+        _first_llama(model)
+        nn.init.normal_(model.prompt_adapter.fc2.weight, std=0.01)
+        nn.init.ones_(model.prompt_adapter.fc2.bias)
+        nn.init.zeros_(model.audio_encoder.fusion.bias)
+    return model
+
+
+def _first_llama(model: SpeechLLM) -> None:
+    size, layers = model.config.llama.hidden_size, model.config.llama.num_hidden_layers
+    nn.init.normal_(model.llama.embed_tokens.weight, std=size**-0.5)
+    nn.init.normal_(model.llama.lm_head.weight, std=size**-0.5)
+    for block in model.llama.blocks:
+        linears = (block.attention.qkv, block.attention.o, block.feed_forward.gate_up, block.feed_forward.down)
+        for linear in linears:
+            nn.init.normal_(linear.weight, std=linear.weight.shape[1] ** -0.5)
+        for out in (block.attention.o, block.feed_forward.down):
+            out.weight.div_(math.sqrt(2 * layers))
+        for lora in (block.attention.qkv, block.attention.o):
+            nn.init.normal_(lora.lora_A, std=size**-0.5)
+
+
+def train_only(model: nn.Module, *prefixes: str) -> None:
+    """Freeze all parameters but those whose name starts with one of `prefixes` or holds one after a dot."""
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(any(name.startswith(p) or f".{p}" in name for p in prefixes))
+
+
+def answer_logits(model: SpeechLLM, packed: Packed, audio: Tensor | None, scale: Tensor | None) -> Tensor:
+    """[R, V] logits of the answers' tokens.
+
+    audio: [sum num_audio, D] embeddings, or None. scale: [B, D] LoRA strength of each item, or None for off.
+    """
+    x = model.llama.embed_tokens(packed.ids)
+    if audio is not None and len(packed.audio_rows):
+        x = x.index_copy(0, packed.audio_rows, audio)
+    rows = None if scale is None else scale[packed.item]
+    hidden = model.llama.run(x, packed.positions, rows, MaskedAttention(packed))
+    return model.llama.logits(hidden[packed.rows])
+
+
+def answer_loss(logits: Tensor, packed: Packed) -> Tensor:
+    """Weighted cross entropy of answers and EOS; no token of an instruction counts."""
+    return (F.cross_entropy(logits, packed.targets, reduction="none") * packed.weights).sum()
+
+
+def right_answers(logits: Tensor, packed: Packed) -> Tensor:
+    """[segments] bool: every token of the answer is the likeliest, given the ones before."""
+    wrong = (logits.argmax(-1) != packed.targets).float()
+    total = wrong.new_zeros(int(packed.segment.max()) + 1)
+    return total.index_add(0, packed.segment, wrong) == 0
+
+
+def branch_of(branch: Branch, rows: Sequence[Tensor]) -> list[Tensor]:
+    """Encoder rows [F, C] of several clips through one branch at once: [F / 4, output size] each.
+
+    The padding is zeroed between the convolutions, so that each clip gets what it gets alone.
+    """
+    x = nn.utils.rnn.pad_sequence(list(rows), batch_first=True).transpose(1, 2)
+    lengths = [len(row) for row in rows]
+    for convolution in branch.subsampler:
+        x = F.glu(convolution(x), dim=1)
+        lengths = [(length - 1) // 2 + 1 for length in lengths]
+        ends = torch.tensor(lengths, device=x.device)
+        inside = torch.arange(x.shape[2], device=x.device) < ends[:, None]
+        x = x * inside[:, None]
+    out = branch.projector(branch.bottleneck(x.transpose(1, 2)))
+    return [out[i, :length] for i, length in enumerate(lengths)]
+
+
+def audio_embeddings(
+    encoder: AudioEncoder, whisper: Sequence[Tensor], wavlm: Sequence[Tensor], use_wavlm: bool = True
+) -> list[Tensor]:
+    """Cached encoder outputs of each clip -> its audio embeddings [n, D].
+
+    whisper: [F, d_model] each. wavlm: [F, layers + 1, C] each. use_wavlm: false silences that branch.
+    """
+    weights = encoder.wavlm_layer_weights.softmax(0)
+    mixed = [torch.einsum("flc,l->fc", states, weights) for states in wavlm]
+    semantic = branch_of(encoder.whisper_branch, whisper)
+    acoustic = branch_of(encoder.wavlm_branch, mixed)
+    if not use_wavlm:
+        acoustic = [torch.zeros_like(rows) for rows in acoustic]
+    return [encoder.fuse(a, b) for a, b in zip(semantic, acoustic, strict=True)]
+
+
+class AlignmentLoss(nn.Module):
+    """CTC of the transcript over audio embeddings, scored against the language model's own token embeddings.
+
+    So an audio embedding comes to lie near the token that is heard in it. Belongs to training alone.
+    """
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.blank = nn.Linear(hidden_size, 1)
+        self.sharpness = nn.Parameter(torch.tensor(8.0))
+
+    def log_probabilities(self, audio: Tensor, embeddings: Tensor) -> Tensor:
+        """[..., D] audio, [V, D] token embeddings -> [..., V + 1]; the last one is the blank."""
+        logits = audio @ embeddings.t() * self.sharpness
+        return torch.cat([logits, self.blank(audio)], dim=-1).log_softmax(-1)
+
+    def forward(self, audio: Sequence[Tensor], transcripts: Sequence[Sequence[int]], embeddings: Tensor) -> Tensor:
+        """Mean CTC loss per transcript token."""
+        padded = nn.utils.rnn.pad_sequence(list(audio))
+        scores = self.log_probabilities(padded, embeddings)
+        device = scores.device
+        lengths = torch.tensor([len(rows) for rows in audio], device=device)
+        targets = torch.tensor([token for text in transcripts for token in text], device=device)
+        sizes = torch.tensor([len(text) for text in transcripts], device=device)
+        blank = scores.shape[-1] - 1
+        return F.ctc_loss(scores, targets, lengths, sizes, blank=blank, zero_infinity=True)
+
+
+def prompt_scales(model: SpeechLLM, instructions: Sequence[Sequence[int]]) -> Tensor:
+    """Adapter ids of B instructions -> their scales [B, D]; the language model is read with the LoRA off."""
+    device = model.device
+    ids = torch.tensor([token for ids in instructions for token in ids], device=device)
+    lengths = [len(ids) for ids in instructions]
+    longest = max(lengths)
+    places = [i * longest + j for i, length in enumerate(lengths) for j in range(length)]
+    positions = torch.tensor([j for length in lengths for j in range(length)], device=device)
+    mask = torch.ones(longest, longest, dtype=torch.bool, device=device).tril()
+    empty = positions.new_zeros(0)
+    packed = Packed(
+        ids, positions, empty, empty, torch.tensor(places, device=device),
+        mask.expand(len(lengths), 1, -1, -1), empty, empty, empty, empty,
+    )  # fmt: skip
+    with torch.no_grad():
+        hidden = model.llama.run(
+            model.llama.embed_tokens(ids), positions, None, MaskedAttention(packed)
+        )
+    return torch.stack([model.prompt_adapter(rows) for rows in hidden.split(lengths)])
