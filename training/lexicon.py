@@ -93,6 +93,15 @@ NOUNS: dict[str, str] = {
         blanket|blankets|Decke|f|Decken
         pillow|pillows|Kissen|n|Kissen
     """,
+    "container": """
+        bag|bags|Tasche|f|Taschen
+        basket|baskets|Korb|m|Körbe
+        suitcase|suitcases|Koffer|m|Koffer
+        backpack|backpacks|Rucksack|m|Rucksäcke
+        box|boxes|Kiste|f|Kisten
+        drawer|drawers|Schublade|f|Schubladen
+        bowl|bowls|Schüssel|f|Schüsseln
+    """,
     "opening": """
         window|windows|Fenster|n|Fenster
         door|doors|Tür|f|Türen
@@ -490,10 +499,14 @@ MODALS = """
     would like to|would like to|möchten|möchte|möchte
 """
 
-WOMEN = ("Anna Maria Julia Laura Sarah Emma Lisa Sophie Clara Helen Nina Eva Alice Lucy Emily Rosa Olivia Martha "
-         "Hannah Nora Diana Paula Ruth Grace Victoria Monica Amy Rachel Susan Linda").split()
-MEN = ("Peter Thomas Martin David Paul Daniel Robert Michael Oliver Max Jack Felix Simon Henry Oscar Tom Ben Mark "
-       "George Leon Adam Eric Frank Victor Philip Arthur Alex James Tim Walter").split()
+WOMEN = (
+    "Anna Maria Julia Laura Sarah Emma Lisa Sophie Clara Helen Nina Eva Alice Lucy Emily Rosa Olivia Martha "
+    "Hannah Nora Diana Paula Ruth Grace Victoria Monica Amy Rachel Susan Linda"
+).split()
+MEN = (
+    "Peter Thomas Martin David Paul Daniel Robert Michael Oliver Max Jack Felix Simon Henry Oscar Tom Ben Mark "
+    "George Leon Adam Eric Frank Victor Philip Arthur Alex James Tim Walter"
+).split()
 
 # English city | German city
 CITIES = """

@@ -21,7 +21,7 @@ _DIALOGUES = """
 = {name} orders {drink}. || {name} bestellt {drink}.
 
 0 When does {vehicle:the} to {city} leave? || Wann fährt {vehicle:derN} nach {city} ab?
-1 It leaves at {clock}. || Um {clock}.
+1 It leaves at {clock}. || {vehicle:itN} fährt um {clock} ab.
 ? Where does {vehicle:the} go? | to {city} | city
 ? When does {vehicle:the} leave? | at {clock} | clock
 = {vehicle:the} to {city} leaves at {clock}. || {vehicle:derN} nach {city} fährt um {clock} ab.
@@ -58,7 +58,7 @@ _DIALOGUES = """
 = Someone buys {clothes:a} for {amount} euros. || Jemand kauft {clothes:einA} für {amount} Euro.
 
 0 When is {event:the}, {name}? || Wann ist {event:derN}, {name}?
-1 It is on {day} at {clock}. || Am {day} um {clock}.
+1 It is on {day} at {clock}. || {event:itN} ist am {day} um {clock}.
 ? What do they talk about? | {event:the} | event
 ? On which day is {event:the}? | on {day} | day
 ? At what time is {event:the}? | at {clock} | clock
@@ -151,11 +151,11 @@ _DIALOGUES = """
 ? What does {name} like? | {food2:pl} | food2
 = {name} likes {food2:pl}, but not {food:pl}. || {name} mag {food2:plA}, aber keine {food:plA}.
 
-0 What is in {thing:the+colour}? || Was ist in {thing:derD+colour}?
+0 What is in {container:the+colour}? || Was ist in {container:derD+colour}?
 1 There are {number} {food:pl} in it. || Darin sind {number} {food:plN}.
-? What is in {thing:the}? | {food:pl} | food
+? What is in {container:the}? | {food:pl} | food
 ? How many {food:pl} are there? | {number} | number
-= There are {food:pl} in {thing:the}. || In {thing:derD} sind {food:plN}.
+= There are {food:pl} in {container:the}. || In {container:derD} sind {food:plN}.
 
 0 May I help you? || Kann ich Ihnen helfen?
 1 Yes, I am looking for {clothes:a+colour} for {relative:my}. || Ja, ich suche {clothes:einA+colour} für {relative:meinA}.
@@ -171,7 +171,7 @@ It cost {amount} euros. || {thing:itN} hat {amount} Euro gekostet.
 ? How much did it cost? | {amount} euros | amount
 = {name} bought {thing:a} for {amount} euros. || {name} hat {thing:einA} für {amount} Euro gekauft.
 
-{past} {name} traveled to {city}. || {past} ist {name} nach {city} gereist.
+Last summer {name} traveled to {city}. || Letzten Sommer ist {name} nach {city} gereist.
 {name:she} stayed there for {number} days. || {name:she} ist {number} Tage dort geblieben.
 ? Where did {name} travel? | to {city} | city
 ? How many days did {name} stay? | {number} days | number
@@ -243,9 +243,9 @@ I will visit {relative:herEn} {future}. || Ich werde {relative:itA} {future} bes
 ? When is the visit? | {future} | future
 = There will be a visit to {city}. || Es wird einen Besuch in {city} geben.
 
-{name} would like to cook {meal}. || {name} möchte das {meal} kochen.
+{name} would like to prepare {meal}. || {name} möchte das {meal} vorbereiten.
 {name:she} needs {number} {food:pl} and {mass}. || {name:she} braucht {number} {food:plA} und {mass}.
-? What would {name} like to cook? | {meal} | meal
+? What would {name} like to prepare? | {meal} | meal
 ? How many {food:pl} does {name} need? | {number} | number
 = {name} needs {food:pl} and {mass}. || {name} braucht {food:plA} und {mass}.
 

@@ -102,7 +102,9 @@ class Noun:
         if article in ("pl", "diePl"):
             return self._plural(article, case, stem)
         noun = self.de if case == "N" else self.oblique
-        return " ".join(filter(None, (self._article(article, case), self._attribute(article, case, stem), noun)))
+        return " ".join(
+            filter(None, (self._article(article, case), self._attribute(article, case, stem), noun))
+        )
 
     def _article(self, article: str, case: str) -> str:
         if article == "der":
@@ -227,8 +229,11 @@ class Verb:
         if form == "inf":
             return self._joined(self.infinitive)
         if form == "zu":
-            return self._joined(f"zu {self.infinitive}" if not self.prefix or self.prefix[0].isupper()
-                                else f"zu{self.infinitive}")
+            return self._joined(
+                f"zu {self.infinitive}"
+                if not self.prefix or self.prefix[0].isupper()
+                else f"zu{self.infinitive}"
+            )
         return {"part": self.participle}[form]
 
     def _joined(self, verb: str) -> str:
@@ -306,7 +311,10 @@ def tables() -> dict[str, tuple[Entry, ...]]:
     found["modal"] = tuple(Modal(*row) for row in rows(lexicon.MODALS))
     found["who"] = tuple(_subject(row) for row in rows(lexicon.SUBJECTS))
     found |= _subsets(found)
-    found["name"] = (*(Name(name, True) for name in lexicon.WOMEN), *(Name(name, False) for name in lexicon.MEN))
+    found["name"] = (
+        *(Name(name, True) for name in lexicon.WOMEN),
+        *(Name(name, False) for name in lexicon.MEN),
+    )
     return found
 
 
@@ -314,7 +322,9 @@ def _subsets(found: dict[str, tuple[Entry, ...]]) -> dict[str, tuple[Entry, ...]
     """Tables that are parts of others: subjects that are told of, those of no family and name, men of the family."""
     told = [who for who in found["who"] if who.english("", {}) not in ("I", "you")]
     names = {*lexicon.WOMEN, *lexicon.MEN}
-    strangers = [who for who in told if who.english("", {}) not in names and not who.english("", {}).startswith("my ")]
+    strangers = [
+        who for who in told if who.english("", {}) not in names and not who.english("", {}).startswith("my ")
+    ]
     kinsmen = [noun for noun in found["relative"] if isinstance(noun, Noun) and noun.gender == 0]
     return {"other": tuple(told), "stranger": tuple(strangers), "kinsman": tuple(kinsmen)}
 
