@@ -333,36 +333,97 @@ _SINGLE = """
 
 # table | held-out wording | other wordings ... | answer; "{0}" and so on are the columns of a row
 _PATTERNS: tuple[tuple[str, tuple[str, ...], str, str], ...] = (
-    (_CAPITALS, ("What is the capital of {0}?", "Which city is the capital of {0}?", "Name the capital of {0}.",
-                 "Tell me the capital of {0}.", "What is the capital city of {0}?"),
-     "Do you know the capital of {0}?", "The capital of {0} is {1}."),
-    (_CONTINENTS, ("On which continent is {0}?", "Which continent is {0} in?", "Tell me the continent of {0}."),
-     "Do you know which continent {0} is in?", "{0} is in {1}."),
-    (_LANGUAGES, ("Which language do people speak in {0}?", "What language is spoken in {0}?",
-                  "Name the language of {0}."),
-     "Do you know the language of {0}?", "People in {0} speak {1}."),
-    (_OPPOSITES, ("What is the opposite of {0}?", "Tell me the opposite of {0}.", "Name the opposite of {0}.",
-                  "Which word is the opposite of {0}?"),
-     "Do you know the opposite of {0}?", "The opposite of {0} is {1}."),
-    (_SOUNDS, ("What sound does a {0} make?", "Which sound does a {0} make?", "Tell me what a {0} does to make a sound."),
-     "Do you know what sound a {0} makes?", "A {0} {1}."),
-    (_YOUNG, ("What is a young {0} called?", "What do we call a young {0}?", "Tell me the word for a young {0}."),
-     "Do you know what a young {0} is called?", "A young {0} is called a {1}."),
-    (_LEGS, ("How many legs does {a0} have?", "Tell me how many legs {a0} has.", "What number of legs does {a0} have?"),
-     "Do you know how many legs {a0} has?", "{a0} has {1} legs."),
-    (_COLOURS, ("What colour is {0}?", "Which colour is {0}?", "Tell me the colour of {0}."),
-     "Do you know what colour {0} is?", "{0} is {1}."),
-    (_MIXED_COLOURS, ("What colour do {0} and {1} make?", "Which colour do you get from {0} and {1}?",
-                      "Mix {0} and {1}, what colour is it?"),
-     "Do you know which colour {0} and {1} make?", "{0} and {1} make {2}."),
-    (_MEANINGS, ("What is {a0}?", "Tell me what {a0} is.", "What does the word {0} mean?"),
-     "Do you know what {a0} is?", "{a0} is {1}."),
-)  # fmt: skip
+    (
+        _CAPITALS,
+        (
+            "What is the capital of {0}?",
+            "Which city is the capital of {0}?",
+            "Name the capital of {0}.",
+            "Tell me the capital of {0}.",
+            "What is the capital city of {0}?",
+        ),
+        "Do you know the capital of {0}?",
+        "The capital of {0} is {1}.",
+    ),
+    (
+        _CONTINENTS,
+        ("On which continent is {0}?", "Which continent is {0} in?", "Tell me the continent of {0}."),
+        "Do you know which continent {0} is in?",
+        "{0} is in {1}.",
+    ),
+    (
+        _LANGUAGES,
+        (
+            "Which language do people speak in {0}?",
+            "What language is spoken in {0}?",
+            "Name the language of {0}.",
+        ),
+        "Do you know the language of {0}?",
+        "People in {0} speak {1}.",
+    ),
+    (
+        _OPPOSITES,
+        (
+            "What is the opposite of {0}?",
+            "Tell me the opposite of {0}.",
+            "Name the opposite of {0}.",
+            "Which word is the opposite of {0}?",
+        ),
+        "Do you know the opposite of {0}?",
+        "The opposite of {0} is {1}.",
+    ),
+    (
+        _SOUNDS,
+        ("What sound does a {0} make?", "Which sound does a {0} make?", "Tell me what sound a {0} makes."),
+        "Do you know what sound a {0} makes?",
+        "A {0} {1}.",
+    ),
+    (
+        _YOUNG,
+        ("What is a young {0} called?", "What do we call a young {0}?", "Tell me the word for a young {0}."),
+        "Do you know what a young {0} is called?",
+        "A young {0} is called a {1}.",
+    ),
+    (
+        _LEGS,
+        (
+            "How many legs does {a0} have?",
+            "Tell me how many legs {a0} has.",
+            "What number of legs does {a0} have?",
+        ),
+        "Do you know how many legs {a0} has?",
+        "{a0} has {1} legs.",
+    ),
+    (
+        _COLOURS,
+        ("What colour is {0}?", "Which colour is {0}?", "Tell me the colour of {0}."),
+        "Do you know what colour {0} is?",
+        "{0} is {1}.",
+    ),
+    (
+        _MIXED_COLOURS,
+        (
+            "What colour do {0} and {1} make?",
+            "Which colour do you get from {0} and {1}?",
+            "Mix {0} and {1}, what colour is it?",
+        ),
+        "Do you know which colour {0} and {1} make?",
+        "{0} and {1} make {2}.",
+    ),
+    (
+        _MEANINGS,
+        ("What is {a0}?", "Tell me what {a0} is.", "What does the word {0} mean?"),
+        "Do you know what {a0} is?",
+        "{a0} is {1}.",
+    ),
+)
 
-_DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
-_MONTHS = ("January February March April May June July August September October November December").split()
-_UNITS = ("zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
-          "seventeen eighteen nineteen").split()  # fmt: skip
+_DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday"
+_MONTHS = "January February March April May June July August September October November December"
+_UNITS = (
+    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
+    "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen",
+)  # fmt: skip
 _TENS = ("", "", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
 
 
@@ -441,8 +502,8 @@ def families() -> tuple[tuple[Fact, ...], ...]:
         tuple(_fact(wordings, held_out, answer, row) for row in rows(table))
         for table, wordings, held_out, answer in _PATTERNS
     ]
-    found.append(tuple(_order_facts(_DAYS, "day")))
-    found.append(tuple(_order_facts(_MONTHS, "month")))
+    found.append(tuple(_order_facts(_DAYS.split(), "day")))
+    found.append(tuple(_order_facts(_MONTHS.split(), "month")))
     found.append(tuple(_sums()))
     found.append(tuple(Fact(tuple(row[:3]), row[3], row[4]) for row in rows(_SINGLE)))
     return tuple(found)

@@ -422,8 +422,8 @@ Unsere Wohnung hat {number} Zimmer und {room:einA+quality}.
 There are {number} {home:pl} and {home2:a} in {room:the}.
 In {room:derD} gibt es {number} {home:plA} und {home2:einA}.
 
-{thing:this+colour} is {condition} and {condition2}.
-{thing:diesN+colour} ist {condition} und {condition2}.
+{thing:this+colour} is {condition} and belongs to {name}.
+{thing:diesN+colour} ist {condition} und gehört {name}.
 
 {name} has {animal:a+fur} and {number} {animal2:pl}.
 {name} hat {animal:einA+fur} und {number} {animal2:plA}.

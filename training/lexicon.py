@@ -3,7 +3,7 @@
 Every row is one entry, its columns parted by "|"; `words.py` reads the rows and inflects the entries.
 """
 
-# English | English plural | German | gender | German plural [| accusative and dative of a weak noun]
+# Columns: English | English plural | German | gender | German plural [| accusative and dative of a weak noun]
 NOUNS: dict[str, str] = {
     "food": """
         apple|apples|Apfel|m|Äpfel
@@ -222,7 +222,7 @@ NOUNS: dict[str, str] = {
     """,
 }
 
-# English | German [| German stem before an ending]
+# Columns: English | German [| German stem before an ending]
 ADJECTIVES: dict[str, str] = {
     "colour": """
         red|rot
@@ -382,8 +382,8 @@ ADJECTIVES: dict[str, str] = {
     """,
 }
 
-# English base | third person | past | participle | German infinitive | what parts from it | er | participle |
-# auxiliary (h haben, s sein); a parting word in capitals is an object: "Schach spielen"
+# Columns: English base | third person | past | participle | German infinitive | what parts from it | er |
+# participle | auxiliary (h haben, s sein); a parting word in capitals is an object: "Schach spielen"
 VERBS: dict[str, str] = {
     "get": """
         buy|buys|bought|bought|kaufen||kauft|gekauft|h
@@ -444,14 +444,14 @@ VERBS: dict[str, str] = {
         play chess|plays chess|played chess|played chess|spielen|Schach|spielt|Schach gespielt|h
         play football|plays football|played football|played football|spielen|Fußball|spielt|Fußball gespielt|h
         play tennis|plays tennis|played tennis|played tennis|spielen|Tennis|spielt|Tennis gespielt|h
-        play the piano|plays the piano|played the piano|played the piano|spielen|Klavier|spielt|Klavier gespielt|h
+        play cards|plays cards|played cards|played cards|spielen|Karten|spielt|Karten gespielt|h
         drink tea|drinks tea|drank tea|drunk tea|trinken|Tee|trinkt|Tee getrunken|h
         listen to music|listens to music|listened to music|listened to music|hören|Musik|hört|Musik gehört|h
         learn German|learns German|learned German|learned German|lernen|Deutsch|lernt|Deutsch gelernt|h
     """,
 }
 
-# English | person (1 I, 3 he she, 0 we you they) | German
+# Columns: English | person (1 I, 3 he she, 0 we you they) | German
 SUBJECTS = """
     I|1|ich
     we|0|wir
@@ -489,7 +489,7 @@ SUBJECTS = """
     David|3|David
 """
 
-# English | third person | German plural | ich | er
+# Columns: English | third person | German plural | ich | er
 MODALS = """
     can|can|können|kann|kann
     must|must|müssen|muss|muss
@@ -499,16 +499,16 @@ MODALS = """
     would like to|would like to|möchten|möchte|möchte
 """
 
-WOMEN = (
-    "Anna Maria Julia Laura Sarah Emma Lisa Sophie Clara Helen Nina Eva Alice Lucy Emily Rosa Olivia Martha "
-    "Hannah Nora Diana Paula Ruth Grace Victoria Monica Amy Rachel Susan Linda"
-).split()
-MEN = (
-    "Peter Thomas Martin David Paul Daniel Robert Michael Oliver Max Jack Felix Simon Henry Oscar Tom Ben Mark "
-    "George Leon Adam Eric Frank Victor Philip Arthur Alex James Tim Walter"
-).split()
+WOMEN = """
+    Anna Maria Julia Laura Sarah Emma Lisa Sophie Clara Helen Nina Eva Alice Lucy Emily Rosa Olivia Martha
+    Hannah Nora Diana Paula Ruth Grace Victoria Monica Amy Rachel Susan Linda
+"""
+MEN = """
+    Peter Thomas Martin David Paul Daniel Robert Michael Oliver Max Jack Felix Simon Henry Oscar Tom Ben Mark
+    George Leon Adam Eric Frank Victor Philip Arthur Alex James Tim Walter
+"""
 
-# English city | German city
+# Columns: English city | German city
 CITIES = """
     Berlin|Berlin
     Munich|München
@@ -551,7 +551,7 @@ CITIES = """
     Hanover|Hannover
 """
 
-# English | preposition | German | gender | to (German) | at (German)
+# Columns: English | its preposition | German | gender | German for "to it" | German for "at it"
 PLACES = """
     station|at|Bahnhof|m|zum Bahnhof|am Bahnhof
     airport|at|Flughafen|m|zum Flughafen|am Flughafen
@@ -585,7 +585,7 @@ PLACES = """
     police station|at|Polizeiwache|f|zur Polizeiwache|auf der Polizeiwache
 """
 
-# English | German, the same in every use
+# Columns: English | German, the same in every use
 PHRASES: dict[str, str] = {
     "future": """
         tomorrow|morgen

@@ -12,8 +12,19 @@ from typing import Literal
 
 Part = Literal["train", "held_out"]
 
-AUDIO = ("the audio", "the recording", "the clip", "the audio clip", "this audio", "this recording", "this clip",
-         "the attached audio", "the provided audio", "the speech", "the sound file")  # fmt: skip
+AUDIO = (
+    "the audio",
+    "the recording",
+    "the clip",
+    "the audio clip",
+    "this audio",
+    "this recording",
+    "this clip",
+    "the attached audio",
+    "the provided audio",
+    "the speech",
+    "the sound file",
+)
 
 
 @dataclass(frozen=True, slots=True)

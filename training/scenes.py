@@ -1,7 +1,7 @@
 """Templates of dialogues and short stories with facts that can be asked about.
 
-A paragraph is one scene: its lines "speaker English || German", then "?" lines with a question, the answer and
-the slot that is asked for, then the summary after "=".
+A paragraph is one scene: its lines "speaker English || German", then "?" lines with a question, the answer
+and the slot that is asked for, then the summary after "=".
 """
 
 from __future__ import annotations
@@ -305,7 +305,7 @@ Near {city} there is {building:a+place_quality}. || Bei {city} gibt es {building
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A question about a scene: its template, its answer's and the slot whose other entries are wrong answers."""
+    """A question about a scene, its answer and the slot whose other entries make wrong answers."""
 
     question: str
     answer: str

@@ -97,7 +97,7 @@ def _free_of_split(script: Script) -> bool:
 
 
 def _split_keys(script: Script) -> list[str]:
-    """What must not occur in the other split: every sentence drawn from the everyday grammar, or the whole text."""
+    """What must not occur in the other split: every everyday sentence, or the whole text."""
     if script.kind == "dialogue" and not script.questions:
         return [line.text for line in script.lines]
     return [script.text]
@@ -127,7 +127,7 @@ def _dialogue(rng: random.Random) -> Script:
     if share < 0.7:
         script = _played(rng.choice(DIALOGUES), "dialogue", rng)
     elif share < 0.85:
-        script = replace(_played(rng.choice(STORIES), "dialogue", rng))
+        script = _played(rng.choice(STORIES), "dialogue", rng)
     else:
         drawn = [everyday_sentence(rng) for _ in range(2)]
         script = Script("dialogue", tuple(Line(0, *pair) for pair in drawn), "neutral")

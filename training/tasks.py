@@ -15,6 +15,7 @@ TASKS: tuple[str, ...] = (
     "asr", "en2de", "sv", "emotion", "sqa", "sqqa", "content", "summary", "ii", "cot", "refusal", "text",
 )  # fmt: skip
 
+_SINGLES = ("asr", "en2de", "sv", "emotion", "content", "summary", "text")
 _LETTERS = "ABC"
 _EMPTY_PROMPT_SHARE = 0.75
 _HELD_OUT_WORDING_SHARE = 0.5
@@ -131,11 +132,7 @@ def _refusal(script: Script, rng: random.Random, part: Part) -> Made:
 
 def _ii(script: Script, rng: random.Random, part: Part) -> Made:
     """Two or three independent instructions in one; the answers are numbered."""
-    singles = [
-        task
-        for task in tasks_for(script)
-        if task in ("asr", "en2de", "sv", "emotion", "content", "summary", "text")
-    ]
+    singles = [task for task in tasks_for(script) if task in _SINGLES]
     chosen = rng.sample(singles, rng.choice((2, 2, 3)))
     made = [_MAKERS[task](script, rng, part) for task in chosen]
     instruction = _joined([instruction for instruction, _ in made], rng, part)
@@ -155,7 +152,7 @@ def _joined(instructions: list[str], rng: random.Random, part: Part) -> str:
             said = said[:1].lower() + said[1:]
         parts.append(f"{connector} {said}")
     ended = [text if text.endswith("?") else text + mark for text in parts[:-1]]
-    last = parts[-1] if parts[-1].endswith("?") else parts[-1] + rng.choice((".", "."))
+    last = parts[-1] if parts[-1].endswith("?") else parts[-1] + "."
     return " ".join([*ended, last])
 
 

@@ -25,9 +25,6 @@ _DEFINITE = {
 _EIN_ENDING = {"N": ("", "e", ""), "A": ("en", "e", ""), "D": ("em", "er", "em")}
 _THIS_ENDING = {"N": ("er", "e", "es"), "A": ("en", "e", "es"), "D": ("em", "er", "em")}
 _IT = {"N": ("er", "sie", "es"), "A": ("ihn", "sie", "es"), "D": ("ihm", "ihr", "ihm")}
-_POSSESSIVES = {
-    "ein": "ein", "kein": "kein", "mein": "mein", "sein": "sein", "ihr": "ihr", "unser": "unser", "Ihr": "Ihr",
-}  # fmt: skip
 
 
 class Entry(Protocol):
@@ -68,7 +65,7 @@ class Adjective:
 
 @dataclass(frozen=True, slots=True)
 class Noun:
-    """A noun; forms: "a", "the", "pl", "bare" and English "my" and so on, German "einA", "derD", "itA", "plN"."""
+    """A noun; forms: English "a", "the", "pl", "bare", "my", German "einA", "derD", "itA", "plN"."""
 
     en: str
     en_plural: str
@@ -113,7 +110,7 @@ class Noun:
             return "dies" + _THIS_ENDING[case][self.gender]
         if article == "welch":
             return "welch" + _THIS_ENDING[case][self.gender]
-        return _POSSESSIVES[article] + _EIN_ENDING[case][self.gender]
+        return article + _EIN_ENDING[case][self.gender]
 
     def _attribute(self, article: str, case: str, stem: str) -> str:
         if not stem:
@@ -202,7 +199,7 @@ def _person(form: str, picks: Picks) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Verb:
-    """A verb; forms: "now/who", "past", "inf", "part", "aux/who", "rest" (what parts from the German verb)."""
+    """A verb; forms: "now/who", "past", "inf", "part", "aux/who", "rest" (what parts from it)."""
 
     en: tuple[str, str, str, str]
     infinitive: str
@@ -257,13 +254,13 @@ class Modal:
 
 @dataclass(frozen=True, slots=True)
 class Name:
-    """A first name; forms: "" the name, "she" the pronoun, "her" the possessive, "herD" the dative pronoun."""
+    """A first name; forms: "" the name, "she" the pronoun, "herA" its accusative."""
 
     name: str
     woman: bool
 
     def english(self, form: str, picks: Picks) -> str:
-        pronouns = {"she": ("he", "she"), "her": ("his", "her"), "herA": ("him", "her")}
+        pronouns = {"she": ("he", "she"), "herA": ("him", "her")}
         return pronouns[form][self.woman] if form else self.name
 
     def german(self, form: str, picks: Picks) -> str:
@@ -311,20 +308,17 @@ def tables() -> dict[str, tuple[Entry, ...]]:
     found["modal"] = tuple(Modal(*row) for row in rows(lexicon.MODALS))
     found["who"] = tuple(_subject(row) for row in rows(lexicon.SUBJECTS))
     found |= _subsets(found)
-    found["name"] = (
-        *(Name(name, True) for name in lexicon.WOMEN),
-        *(Name(name, False) for name in lexicon.MEN),
-    )
+    women, men = lexicon.WOMEN.split(), lexicon.MEN.split()
+    found["name"] = tuple(Name(name, woman=name in women) for name in (*women, *men))
     return found
 
 
 def _subsets(found: dict[str, tuple[Entry, ...]]) -> dict[str, tuple[Entry, ...]]:
-    """Tables that are parts of others: subjects that are told of, those of no family and name, men of the family."""
+    """Tables that are parts of others: subjects told of, those without name and family, men of the family."""
     told = [who for who in found["who"] if who.english("", {}) not in ("I", "you")]
-    names = {*lexicon.WOMEN, *lexicon.MEN}
-    strangers = [
-        who for who in told if who.english("", {}) not in names and not who.english("", {}).startswith("my ")
-    ]
+    names = set((lexicon.WOMEN + lexicon.MEN).split())
+    words = [(who, who.english("", {})) for who in told]
+    strangers = [who for who, english in words if english not in names and not english.startswith("my ")]
     kinsmen = [noun for noun in found["relative"] if isinstance(noun, Noun) and noun.gender == 0]
     return {"other": tuple(told), "stranger": tuple(strangers), "kinsman": tuple(kinsmen)}
 
