@@ -234,9 +234,10 @@ def _spelled_out(wordings: tuple[str, ...]) -> set[str]:
     return {text.replace("{audio}", audio) for text in wordings for audio in AUDIO}
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in vars(phrasings) if isinstance(getattr(phrasings, name), Phrasings)]
-)
+TABLES = [name for name, value in vars(phrasings).items() if isinstance(value, Phrasings)]
+
+
+@pytest.mark.parametrize("name", TABLES)
 def test_held_out_wordings_do_not_occur_in_training(name: str) -> None:
     table: Phrasings = getattr(phrasings, name)
     train, held_out = (
