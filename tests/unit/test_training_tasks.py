@@ -208,8 +208,10 @@ def test_transcripts_and_translations_are_those_of_the_lines() -> None:
 @pytest.mark.parametrize("voices", [1, 2])
 def test_the_number_of_speakers_answers_every_kind_of_question(voices: int) -> None:
     script = Script("dialogue", (Line(0, "One.", None), Line(voices - 1, "Two.", None)), "neutral")
-    of_kind = {normal(text): kind for kind, table in enumerate((phrasings.SV_ONE, phrasings.SV_TWO, phrasings.SV_COUNT))
-               for text in _spelled_out(table.train)}  # fmt: skip
+    tables_of_kind = (phrasings.SV_ONE, phrasings.SV_TWO, phrasings.SV_COUNT)
+    of_kind = {
+        normal(text): kind for kind, table in enumerate(tables_of_kind) for text in _spelled_out(table.train)
+    }
     right = (("Yes.", "No.", "One."), ("No.", "Yes.", "Two."))[voices - 1]
     rng = random.Random(9)
     for _ in range(200):
