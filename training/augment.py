@@ -50,7 +50,7 @@ def add_noise(wave: Waveform, kind: str, snr_db: float, rng: np.random.Generator
 
 
 def reverb(wave: Waveform, decay_seconds: float, wet: float, rng: np.random.Generator) -> Waveform:
-    """The wave [T] in a room that falls by 60 dB in `decay_seconds`; `wet` is the echo's level to the sound's."""
+    """The wave [T] in a room, -60 dB after `decay_seconds`; `wet` is the echo's level to the sound's."""
     count = max(int(decay_seconds * SAMPLE_RATE), 2)
     tail = rng.standard_normal(count) * np.exp(-6.9 * np.arange(count) / count)
     tail[: SAMPLE_RATE // 500] = 0.0  # nothing comes back within 2 ms

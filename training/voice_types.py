@@ -1,4 +1,4 @@
-"""What every speech engine of the training data shares: a voice, a delivery and the engine's own interface."""
+"""What the speech engines of the training data share: a voice, a delivery and an engine's interface."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ SINGLE_SEX: dict[str, Sex] = {
     "flite/kal16": "male",
 }
 FEMALE_VARIANTS = frozenset(
-    {"f1", "f2", "f3", "f4", "f5", "Alicia", "Andrea", "Annie", "anika", "aunty", "belinda", "linda", "steph"}
+    {"f1", "f2", "f3", "f4", "f5", "Alicia", "Andrea", "Annie", "anika", "belinda", "linda", "steph"}
 )
+UNCLEAR_VARIANTS = frozenset({"caleb", "shelby", "zac"})  # listed as male, with a child's or a woman's pitch
 
 
 class EngineMissingError(RuntimeError):
@@ -58,7 +59,10 @@ class Voice:
     def sex(self) -> Sex | None:
         """The speaker's apparent sex; None where a changed pitch leaves it unclear."""
         if self.engine == "espeak":
-            return "female" if self.name.partition("+")[2] in FEMALE_VARIANTS else "male"
+            variant = self.name.partition("+")[2]
+            if variant in UNCLEAR_VARIANTS:
+                return None
+            return "female" if variant in FEMALE_VARIANTS else "male"
         known = SINGLE_SEX.get(f"{self.engine}/{self.name}")
         moved_across = (known == "female" and self.shift < 0.92) or (known == "male" and self.shift > 1.1)
         return None if moved_across else known

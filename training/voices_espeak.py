@@ -18,11 +18,11 @@ from training.voice_types import Delivery, EngineMissingError, Voice, Waveform
 
 ACCENTS = ("en-us", "en", "en-gb-scotland", "en-gb-x-rp", "en-gb-x-gbclan", "en-029")  # "en" is British
 HELD_OUT_ACCENTS = ("en-gb-x-gbcwmd", "en-us-nyc")
-# One variant of each family: robosoft2 and iven3 sound like robosoft and iven, and robots like nobody.
+# Variants too close to another (iven3 to iven, aunty to the held-out f4) are left out, as are the robots.
 VARIANTS = (
-    *("f1", "f2", "f3", "f5", "Alicia", "Andrea", "Annie", "anika", "aunty", "linda"),
-    *("m1", "m2", "m3", "m4", "m5", "m7", "m8", "Alex", "Andy", "Denis", "Diogo", "Gene", "Henrique", "Hugo"),
-    *("Jacky", "Lee", "Marco", "Mario", "Michael", "Mike", "Nguyen", "Reed", "adam", "antonio", "benjamin"),
+    *("f1", "f2", "f3", "f5", "Alicia", "Andrea", "Annie", "anika", "linda"),
+    *("m1", "m2", "m3", "m4", "m7", "m8", "Alex", "Andy", "Denis", "Diogo", "Gene", "Hugo"),
+    *("Jacky", "Lee", "Marco", "Mario", "Michael", "Mike", "Nguyen", "Reed", "adam", "antonio"),
     *(
         "boris",
         "caleb",
@@ -37,7 +37,7 @@ VARIANTS = (
         "klatt2",
         "klatt4",
     ),
-    *("marcelo", "max", "michel", "miguel", "norbert", "pablo", "pedro", "rob", "robert", "sandro", "shelby"),
+    *("marcelo", "max", "norbert", "pablo", "pedro", "rob", "robert", "sandro", "shelby"),
     *("travis", "victor", "zac"),
 )
 HELD_OUT_VARIANTS = ("f4", "belinda", "steph", "m6", "paul", "quincy")

@@ -1,7 +1,8 @@
-"""Neural voices whose models come inside their Python packages: hibari (training) and a Piper voice (held out)."""
+"""Neural voices whose models come inside their packages: hibari (training) and a Piper voice (held out)."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,17 +18,16 @@ HIBARI_PITCH: Mapping[str, float] = {
     "heart": 1.0,
     "heart+alto": 0.82,
     "heart+tenor": 0.68,
-    "heart+baritone": 0.56,
+    "heart+baritone": 0.6,
 }
 HIBARI_SHIFTS: Mapping[str, tuple[float, ...]] = {
-    "heart": (0.92, 1.0, 1.06, 1.12, 1.18),
-    "heart+alto": (0.88, 0.94, 1.0, 1.1),
-    "heart+tenor": (0.85, 0.9, 1.0),
-    "heart+baritone": (0.85, 0.9, 0.95),
+    "heart": (0.92, 1.0, 1.08, 1.18),
+    "heart+alto": (0.88, 1.0, 1.1),
+    "heart+tenor": (0.87, 0.97),
+    "heart+baritone": (0.82, 0.9),
 }
 VOICED_ABOVE_HZ = 40.0
-FREE_PHASE_DAMPING = 2.0  # nepers; this branch keeps harmonics of the unchanged pitch
-SLOWEST, FASTEST = 0.5, 2.0  # hibari's own limits
+FREE_PHASE_DAMPING = 2.0  # nepers; this branch's phases fit the unchanged pitch and tempo only
 
 
 def train_voices() -> list[Voice]:
@@ -55,27 +55,47 @@ class HibariEngine:
         """See `Engine.speak`; `name` is one of `HIBARI_PITCH`."""
         if name not in HIBARI_PITCH:
             raise ValueError(f"hibari has no voice {name!r}")
-        speed = min(max(delivery.rate, SLOWEST), FASTEST)
-        pitch = HIBARI_PITCH[name] * delivery.pitch
+        how = replace(delivery, pitch=HIBARI_PITCH[name] * delivery.pitch)
         noise = np.random.default_rng(0)  # the same text always sounds the same
-        sentences = [
-            self._sentence(phonemes, speed, pitch, delivery.pitch_range, noise)
-            for phonemes in self._model.phonemize(text)
-        ]
+        sentences = [self._sentence(phonemes, how, noise) for phonemes in self._model.phonemize(text)]
         empty = np.zeros(0, dtype=np.float32)
         return np.concatenate([empty, *sentences]), int(self._model.sample_rate)
 
-    def _sentence(
-        self, phonemes: str, speed: float, pitch: float, pitch_range: float, noise: np.random.Generator
-    ) -> Waveform:
+    def _sentence(self, phonemes: str, how: Delivery, noise: np.random.Generator) -> Waveform:
         ids = np.asarray([self._model.ids(phonemes)], dtype=np.int64)
-        inputs = {"ids": ids, "speed": np.asarray([speed], dtype=np.float32)}
-        harmonic, phase, hiss, free, free_phase, f0 = (part[0] for part in self._model.sess.run(None, inputs))
-        if pitch != 1.0 or pitch_range != 1.0:
-            f0 = _reshape_pitch(f0, pitch, pitch_range)
+        # Always at the network's own tempo: it rounds short durations, so its speed of 1.3 gives 1.13.
+        inputs = {"ids": ids, "speed": np.ones(1, dtype=np.float32)}
+        parts = [part[0] for part in self._model.sess.run(None, inputs)]
+        if how.rate != 1.0:
+            parts = _stretch(parts, how.rate)
+        harmonic, phase, hiss, free, free_phase, f0 = parts
+        if how.pitch != 1.0 or how.pitch_range != 1.0:
+            f0 = _reshape_pitch(f0, how.pitch, how.pitch_range)
             free = free - FREE_PHASE_DAMPING
         wave: Waveform = self._dsp.synth(harmonic, phase, hiss, free, free_phase, f0, noise)
         return wave
+
+
+def _stretch(parts: list[Waveform], rate: float) -> list[Waveform]:
+    """The network's parts (five [bins, F] and the pitch [F]) over F / `rate` frames.
+
+    Log magnitudes are interpolated; phases wrap round and the pitch is 0 where unvoiced, so these are taken
+    from the nearest frame.
+    """
+    frames = parts[-1].shape[0]
+    at = np.minimum(np.arange(max(round(frames / rate), 1)) * rate, frames - 1)
+    before = at.astype(np.int64)
+    after = np.minimum(before + 1, frames - 1)
+    weight = (at - before).astype(np.float32)
+    nearest = np.rint(at).astype(np.int64)
+    harmonic, phase, hiss, free, free_phase, f0 = parts
+
+    def blend(levels: Waveform) -> Waveform:
+        blended: Waveform = levels[:, before] * (1.0 - weight) + levels[:, after] * weight
+        return blended
+
+    free = blend(free) - FREE_PHASE_DAMPING
+    return [blend(harmonic), phase[:, nearest], blend(hiss), free, free_phase[:, nearest], f0[nearest]]
 
 
 def _reshape_pitch(f0: Waveform, pitch: float, pitch_range: float) -> Waveform:
