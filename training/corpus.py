@@ -73,7 +73,8 @@ def script_from_json(data: dict[str, Any]) -> Script:
     """A Script out of the plain values that `dataclasses.asdict` made of it."""
     lines = tuple(Line(**line) for line in data["lines"])
     questions = tuple(
-        Choice(choice["question"], tuple(choice["options"]), choice["correct"]) for choice in data["questions"]
+        Choice(choice["question"], tuple(choice["options"]), choice["correct"])
+        for choice in data["questions"]
     )
     summary = None if data["summary"] is None else (data["summary"][0], data["summary"][1])
     return Script(data["kind"], lines, data["emotion"], questions, summary, data["answer"])
@@ -212,7 +213,7 @@ def _opened(recipe: Recipe, split: str) -> tuple[Source, Synthesizer]:
     return _OPEN[split]
 
 
-class write_whole:  # noqa: N801 - reads as a verb, like open
+class write_whole:
     """Context manager: a path to write to, renamed to `target` when the block ends well."""
 
     def __init__(self, target: Path) -> None:

@@ -1,7 +1,7 @@
 """Frozen encoders' outputs, made once: float16 shards beside the speech they were heard in.
 
-    state/whisper/SPLIT/00012.npy   [frames of all clips, 384]
-    state/wavlm/SPLIT/00012.npy     [frames of all clips, layers + 1, C]
+state/whisper/SPLIT/00012.npy   [frames of all clips, 384]
+state/wavlm/SPLIT/00012.npy     [frames of all clips, layers + 1, C]
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from model.audio_encoder import AudioEncoder, build_whisper
 from model.audio_features import AudioFeatures
@@ -40,9 +40,7 @@ def whisper_features(encoder: nn.Module, extract: AudioFeatures, waves: list[np.
     device = next(encoder.parameters()).device
     clips = [extract(torch.from_numpy(wave)) for wave in waves]
     hidden = encoder(torch.cat([clip.log_mel for clip in clips]).to(device)).last_hidden_state
-    return [
-        rows[: clip.num_frames].half().cpu().numpy() for rows, clip in zip(hidden, clips, strict=True)
-    ]
+    return [rows[: clip.num_frames].half().cpu().numpy() for rows, clip in zip(hidden, clips, strict=True)]
 
 
 @torch.inference_mode()

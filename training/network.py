@@ -35,7 +35,12 @@ def _first_llama(model: SpeechLLM) -> None:
     nn.init.normal_(model.llama.embed_tokens.weight, std=size**-0.5)
     nn.init.normal_(model.llama.lm_head.weight, std=size**-0.5)
     for block in model.llama.blocks:
-        linears = (block.attention.qkv, block.attention.o, block.feed_forward.gate_up, block.feed_forward.down)
+        linears = (
+            block.attention.qkv,
+            block.attention.o,
+            block.feed_forward.gate_up,
+            block.feed_forward.down,
+        )
         for linear in linears:
             nn.init.normal_(linear.weight, std=linear.weight.shape[1] ** -0.5)
         for out in (block.attention.o, block.feed_forward.down):
@@ -124,7 +129,9 @@ class AlignmentLoss(nn.Module):
         logits = audio @ embeddings.t() * self.sharpness
         return torch.cat([logits, self.blank(audio)], dim=-1).log_softmax(-1)
 
-    def forward(self, audio: Sequence[Tensor], transcripts: Sequence[Sequence[int]], embeddings: Tensor) -> Tensor:
+    def forward(
+        self, audio: Sequence[Tensor], transcripts: Sequence[Sequence[int]], embeddings: Tensor
+    ) -> Tensor:
         """Mean CTC loss per transcript token."""
         padded = nn.utils.rnn.pad_sequence(list(audio))
         scores = self.log_probabilities(padded, embeddings)
@@ -151,7 +158,5 @@ def prompt_scales(model: SpeechLLM, instructions: Sequence[Sequence[int]]) -> Te
         mask.expand(len(lengths), 1, -1, -1), empty, empty, empty, empty,
     )  # fmt: skip
     with torch.no_grad():
-        hidden = model.llama.run(
-            model.llama.embed_tokens(ids), positions, None, MaskedAttention(packed)
-        )
+        hidden = model.llama.run(model.llama.embed_tokens(ids), positions, None, MaskedAttention(packed))
     return torch.stack([model.prompt_adapter(rows) for rows in hidden.split(lengths)])

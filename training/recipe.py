@@ -17,7 +17,14 @@ from model.config import (
     WhisperEncoderConfig,
 )
 
-KINDS = {"everyday": 0.28, "ordinary": 0.33, "dialogue": 0.15, "story": 0.07, "question": 0.09, "digits": 0.08}
+KINDS = {
+    "everyday": 0.28,
+    "ordinary": 0.33,
+    "dialogue": 0.15,
+    "story": 0.07,
+    "question": 0.09,
+    "digits": 0.08,
+}
 """Share of each kind of script among the training clips."""
 
 
@@ -50,8 +57,8 @@ class Recipe:
     augmented: float = 0.4
     window_seconds: int = 10
     vocab_size: int = 2048
-    language: StageBudget = field(default_factory=lambda: StageBudget(2400, 16, 5, 2e-3))
-    acoustic: StageBudget = field(default_factory=lambda: StageBudget(1200, 24, 1, 1.5e-3))
+    language: StageBudget = field(default_factory=lambda: StageBudget(2000, 12, 5, 2e-3))
+    acoustic: StageBudget = field(default_factory=lambda: StageBudget(700, 24, 1, 2e-3))
     single: StageBudget = field(default_factory=lambda: StageBudget(2400, 16, 5, 2e-3))
     joint: StageBudget = field(default_factory=lambda: StageBudget(1200, 32, 1, 6e-4))
     single_share: float = 0.45
@@ -94,8 +101,10 @@ class Recipe:
                 num_hidden_layers=4,
                 num_attention_heads=4,
                 intermediate_size=384,
-                conv_dim=(32, 48, 64, 96, 96, 128, 128),
-                num_conv_pos_embeddings=64,
+                conv_dim=(48, 64, 96, 128, 128),
+                conv_kernel=(20, 8, 4, 4, 2),
+                conv_stride=(10, 4, 2, 2, 2),
+                num_conv_pos_embeddings=32,
                 num_conv_pos_embedding_groups=8,
                 num_buckets=64,
                 max_bucket_distance=400,

@@ -1,0 +1,60 @@
+"""The training command: `python -m training all`, or one stage after the other.
+
+    python -m training speech      scripts, spoken                       (any number of processes)
+    python -m training whisper     frozen Whisper features of them
+    python -m training language    stage 0: the small LLaMA, from text
+    python -m training acoustic    stage 0: the small WavLM, then its features
+    python -m training single      stage 1: adapters and LoRA, single tasks, scale 1
+    python -m training joint       stage 2: many instructions at once, the prompt-aware adapter
+    python -m training export DIR  the model directory
+
+What is done is not done again; what was interrupted goes on.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from training import stages
+from training.recipe import RECIPES, State
+
+STEPS = ("speech", "whisper", "language", "acoustic", "single", "joint")
+
+
+def main(
+    step: Annotated[str, typer.Argument(help=f"all, export, or one of {', '.join(STEPS)}.")],
+    output: Annotated[Path | None, typer.Argument(help="Directory for the model (all, export).")] = None,
+    recipe: Annotated[str, typer.Option(help=f"Budget: {', '.join(RECIPES)}.")] = "cpu",
+    state: Annotated[Path, typer.Option(help="Where everything made on the way is kept.")] = Path(
+        "training/state"
+    ),
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    threads: Annotated[
+        int, typer.Option(help="Threads of torch, processes that speak; 0: as many as fit.")
+    ] = 0,
+) -> None:
+    """Train the embedded default."""
+    if recipe not in RECIPES:
+        raise typer.BadParameter(f"{recipe!r} is none of {', '.join(RECIPES)}", param_hint="--recipe")
+    if step not in (*STEPS, "all", "export"):
+        raise typer.BadParameter(f"{step!r} is none of all, export, {', '.join(STEPS)}", param_hint="STEP")
+    if (step in ("all", "export")) == (output is None):
+        raise typer.BadParameter("goes with all and export, and only with them", param_hint="OUTPUT")
+    if threads:
+        torch.set_num_threads(threads)
+    run = stages.Run(
+        RECIPES[recipe](), State(state), torch.device(device), threads or torch.get_num_threads()
+    )
+    for name in STEPS if step == "all" else (step,):
+        if name != "export":
+            getattr(stages, name)(run)
+    if output is not None:
+        stages.export(run, output)
+
+
+if __name__ == "__main__":
+    typer.run(main)

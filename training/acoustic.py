@@ -1,0 +1,203 @@
+"""Stage 0, hearing: the small WavLM learns who speaks and how, on pairs of utterances.
+
+It stands for the pre-trained WavLM of the paper, with labels in place of masked prediction, for the clips are
+ours and their voices known: which voice (frames of one utterance pooled), whether a frame's voice differs
+from the clip's first one, and how it is spoken.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.audio_encoder import AudioEncoder, WavLMTransformer
+from model.config import SAMPLE_RATE
+from training.augment import augment
+from training.corpus import PEAK, ClipRecord, read_manifest
+from training.recipe import Recipe, State
+from training.scripts import EMOTIONS
+
+FRAME = 320
+"""Samples of one encoder frame."""
+CROP_SECONDS = 3.2
+PIECE_SECONDS = (1.0, 1.9)
+GAP_SECONDS = (0.08, 0.35)
+SPEAKER_LAYER = 2
+"""Where the voice is read off; the layers above are free to compare voices."""
+AUGMENTED = 0.3
+IGNORE = -100
+
+
+@dataclass(frozen=True, slots=True)
+class Utterance:
+    """One line of a clip. samples: int16, memory-mapped."""
+
+    samples: np.ndarray
+    speaker: str
+    emotion: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two utterances one after the other. wave: [CROP_SECONDS] float32. piece: [F] 0, 1, or IGNORE between.
+
+    same: whether one voice says both. speakers, emotions: of the two; IGNORE where unknown.
+    """
+
+    wave: np.ndarray
+    piece: np.ndarray
+    same: bool
+    speakers: tuple[int, int]
+    emotions: tuple[int, int]
+
+
+class Utterances:
+    """All lines of the training clips, by voice."""
+
+    def __init__(self, state: State) -> None:
+        self.by_speaker: dict[str, list[Utterance]] = defaultdict(list)
+        folder = state.shards("speech", "train")
+        for manifest in sorted(folder.glob("*.jsonl")):
+            samples = np.load(manifest.with_suffix(".npy"), mmap_mode="r")
+            for record in read_manifest(manifest):
+                self._add(record, samples[record.offset : record.offset + record.num_samples])
+        self.speakers = sorted(self.by_speaker)
+        self._numbers = {speaker: number for number, speaker in enumerate(self.speakers)}
+
+    def _add(self, record: ClipRecord, samples: np.ndarray) -> None:
+        emotion = EMOTIONS.index(record.script.emotion) if record.prosody else IGNORE
+        stretch = len(samples) / max(len(samples), record.spans[-1][1])
+        for line, (start, stop) in zip(record.script.lines, record.spans, strict=True):
+            piece = samples[round(start * stretch) : round(stop * stretch)]
+            if len(piece) > SAMPLE_RATE // 2:
+                speaker = record.voices[line.speaker]
+                self.by_speaker[speaker].append(Utterance(piece, speaker, emotion))
+
+    def pair(self, rng: random.Random) -> Pair:
+        """Two utterances: half of the time of one voice, else of two voices of one engine."""
+        speaker = rng.choice(self.speakers)
+        first = rng.choice(self.by_speaker[speaker])
+        same = rng.random() < 0.5
+        other = speaker if same else self._other(speaker, rng)
+        second = rng.choice(self.by_speaker[other])
+        wave, piece = join(first, second, rng)
+        if rng.random() < AUGMENTED:
+            wave = augment(wave, np.random.default_rng(rng.getrandbits(32)), rng.uniform(0.1, 0.7))
+            wave = np.resize(wave, len(piece) * FRAME)
+        numbers = (self._numbers[speaker], self._numbers[other])
+        return Pair(wave, piece, same, numbers, (first.emotion, second.emotion))
+
+    def _other(self, speaker: str, rng: random.Random) -> str:
+        engine = speaker.partition("/")[0]
+        alike = [name for name in self.speakers if name != speaker and name.startswith(engine)]
+        return rng.choice(alike or [name for name in self.speakers if name != speaker])
+
+
+def join(first: Utterance, second: Utterance, rng: random.Random) -> tuple[np.ndarray, np.ndarray]:
+    """[CROP_SECONDS * 16000] samples, and for each frame the number of its utterance."""
+    frames = round(CROP_SECONDS * SAMPLE_RATE) // FRAME
+    wave = np.zeros(frames * FRAME, np.float32)
+    piece = np.full(frames, IGNORE)
+    start = rng.randint(0, 5)
+    for number, utterance in enumerate((first, second)):
+        length = min(round(rng.uniform(*PIECE_SECONDS) * SAMPLE_RATE), len(utterance.samples))
+        if number == 1:
+            length = min(len(utterance.samples), (frames - start) * FRAME)
+        offset = rng.randint(0, len(utterance.samples) - length)
+        part = utterance.samples[offset : offset + length].astype(np.float32) / PEAK
+        wave[start * FRAME : start * FRAME + length] = part * rng.uniform(0.6, 1.4)
+        piece[start : start + length // FRAME] = number
+        start += length // FRAME + round(rng.uniform(*GAP_SECONDS) * SAMPLE_RATE) // FRAME
+    return wave, piece
+
+
+class Heads(nn.Module):
+    """What only this stage reads off the network."""
+
+    def __init__(self, size: int, num_speakers: int) -> None:
+        super().__init__()
+        self.speaker = nn.Linear(size, num_speakers)
+        self.changed = nn.Linear(size, 1)
+        self.emotion = nn.Linear(size, len(EMOTIONS))
+
+
+class Hearing(nn.Module):
+    """WavLM and the heads, under names that fit the audio encoder's."""
+
+    def __init__(self, encoder: AudioEncoder, num_speakers: int) -> None:
+        super().__init__()
+        self.wavlm = encoder.wavlm
+        self.heads = Heads(encoder.wavlm.config.hidden_size, num_speakers)
+
+    def states(self, waves: Tensor) -> list[Tensor]:
+        """[B, T] of one length -> all layers' outputs [B, F, C]."""
+        features = self.wavlm.feature_extractor(waves)
+        hidden, _ = self.wavlm.feature_projection(features.transpose(1, 2))
+        return WavLMTransformer(self.wavlm)(hidden, [hidden.shape[1]] * len(hidden))
+
+
+@dataclass
+class AcousticStage:
+    """Trains all of WavLM."""
+
+    encoder: AudioEncoder
+    recipe: Recipe
+    state: State
+    device: torch.device
+
+    def __post_init__(self) -> None:
+        self.name = "acoustic"
+        self.budget = self.recipe.acoustic
+        self.rates: dict[str, float] = {}
+        self.utterances = Utterances(self.state)
+        self.encoder.requires_grad_(False)
+        self.trained = Hearing(self.encoder, len(self.utterances.speakers)).to(self.device)
+        self.trained.requires_grad_(True)
+
+    def losses(self, step: int) -> dict[str, Tensor]:
+        """loss; voice: share of voices named right; changed: of frames judged right; how: of emotions."""
+        rng = random.Random(f"{self.recipe.seed}/acoustic/{step}")
+        return self.judge([self.utterances.pair(rng) for _ in range(self.budget.batch)])
+
+    def judge(self, pairs: Sequence[Pair]) -> dict[str, Tensor]:
+        """The figures of given pairs."""
+        states = self.trained.states(torch.from_numpy(np.stack([p.wave for p in pairs])).to(self.device))
+        pieces = torch.from_numpy(np.stack([p.piece for p in pairs]))[:, : states[0].shape[1]].to(self.device)
+        inside = torch.stack([pieces == 0, pieces == 1], dim=1).float()
+        speakers = self._labels([p.speakers for p in pairs])
+        emotions = self._labels([p.emotions for p in pairs])
+        heads = self.trained.heads
+        voice = heads.speaker(pooled(states[SPEAKER_LAYER], inside)).flatten(0, 1)
+        how = heads.emotion(pooled(states[-1], inside)).flatten(0, 1)
+        changed = heads.changed(states[-1])[..., 0]
+        same = torch.tensor([p.same for p in pairs], device=self.device)
+        target = ((pieces == 1) & ~same[:, None]).float()
+        heard = (pieces != IGNORE).float() * torch.where(pieces == 1, 2.0, 1.0)
+        judged = F.binary_cross_entropy_with_logits(changed, target, heard, reduction="sum") / heard.sum()
+        named = F.cross_entropy(voice, speakers)
+        felt = F.cross_entropy(how, emotions, ignore_index=IGNORE)
+        second = (pieces == 1).float()
+        right = (((changed > 0) == (target > 0)).float() * second).sum() / second.sum().clamp(min=1)
+        known = emotions != IGNORE
+        return {
+            "loss": named + 2 * judged + felt,
+            "voice": (voice.argmax(-1) == speakers).float().mean(),
+            "changed": right,
+            "how": (how.argmax(-1) == emotions)[known].float().mean(),
+        }
+
+    def _labels(self, pairs: Sequence[tuple[int, int]]) -> Tensor:
+        return torch.tensor(pairs, device=self.device).flatten()
+
+
+def pooled(hidden: Tensor, inside: Tensor) -> Tensor:
+    """[B, F, C] averaged over the frames of each piece, inside [B, 2, F] -> [B, 2, C]."""
+    total = inside.sum(-1, keepdim=True).clamp(min=1)
+    return inside @ hidden / total

@@ -1,0 +1,35 @@
+"""The network with what earlier stages have learnt."""
+
+from __future__ import annotations
+
+from model.config import SpeechLLMConfig
+from model.speech_llm import SpeechLLM
+from model.tokenizer import Tokenizer
+from training.features import open_whisper
+from training.loop import put, read
+from training.network import new_model
+from training.recipe import Recipe, State
+from training.tokens import Encoder, symbol_ids
+
+STAGES = ("language", "acoustic", "single", "joint")
+PART = {"language": "llama", "acoustic": "audio_encoder"}
+"""The part of the network that a stage's names are relative to; the others' are the whole network's."""
+
+
+def open_encoder(recipe: Recipe, state: State) -> tuple[Encoder, SpeechLLMConfig]:
+    """The vocabulary, and the configuration that bans its template symbols from answers."""
+    tokenizer = Tokenizer(state.tokenizer)
+    config = recipe.model_config((tokenizer.unk_id, *symbol_ids(tokenizer)))
+    return Encoder(tokenizer, config.llama), config
+
+
+def assemble(recipe: Recipe, state: State, config: SpeechLLMConfig, stages: tuple[str, ...]) -> SpeechLLM:
+    """First weights, Whisper's encoder, then the checkpoints of `stages` in order."""
+    model = new_model(config, recipe.seed)
+    model.audio_encoder.whisper.load_state_dict(open_whisper(config).state_dict())
+    for stage in stages:
+        weights = read(state, stage)["weights"]
+        part = model.get_submodule(PART.get(stage, ""))
+        names = dict(part.named_parameters())
+        put(part, {name: value for name, value in weights.items() if name in names})
+    return model

@@ -1,0 +1,114 @@
+"""Stage 0, language: the small LLaMA learns English, German and the tasks from text.
+
+It stands for the pre-trained LLaMA-2 of the paper. In place of a clip it reads simulated audio: the
+transcript's own token embeddings, spread out in time, with gaps, noise and mishearings.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from model.speech_llm import SpeechLLM
+from training.batch import Item, pack
+from training.corpus import draw
+from training.network import answer_logits, answer_loss, right_answers, train_only
+from training.recipe import KINDS, Recipe
+from training.scripts import Script
+from training.sentences import ordinary_sentences
+from training.tasks import make_example, tasks_for
+from training.tokens import Encoder, Segment
+
+UNHEARD = frozenset({"sv", "emotion"})
+"""Tasks that text cannot teach."""
+WEIGHTS = {
+    "asr": 3.0, "en2de": 3.5, "sqa": 2.0, "content": 1.5, "sqqa": 3.0, "summary": 1.5,
+    "cot": 1.5, "ii": 1.0, "text": 0.7, "refusal": 0.8,
+}  # fmt: skip
+BARE_SHARE = 0.12
+"""Items without any clip: instructions to the language model alone."""
+BLANK = -1
+MISHEARD = 0.04
+
+
+def simulate(ids: Sequence[int], rng: random.Random, vocab_size: int) -> list[int]:
+    """Token ids -> what an aligned encoder would hear: ids, repeated ids and BLANKs, 80 ms each."""
+    heard: list[int] = [BLANK] * rng.randint(0, 3)
+    for token in ids:
+        if rng.random() < MISHEARD:
+            token = rng.choice((BLANK, rng.randrange(3, vocab_size)))
+        heard += [token] * rng.choice((1, 1, 1, 2)) + [BLANK] * rng.choice((0, 1, 1, 2, 3))
+    return heard + [BLANK] * rng.randint(0, 4)
+
+
+def draw_tasks(script: Script, count: int, weights: dict[str, float], rng: random.Random) -> list[str]:
+    """Up to `count` different tasks that fit a clip, by weight."""
+    left = {task: weights[task] for task in tasks_for(script) if task in weights}
+    chosen = []
+    while left and len(chosen) < count:
+        task = rng.choices(list(left), list(left.values()))[0]
+        chosen.append(task)
+        del left[task]
+    return chosen
+
+
+@dataclass
+class LanguageStage:
+    """Trains token embeddings, decoder and head; the LoRA stays off."""
+
+    model: SpeechLLM
+    encoder: Encoder
+    recipe: Recipe
+
+    def __post_init__(self) -> None:
+        self.name = "language"
+        self.budget = self.recipe.language
+        self.rates: dict[str, float] = {}
+        self.trained = self.model.llama
+        self.sentences = ordinary_sentences("train")
+        train_only(self.model, "llama.")
+        for name, parameter in self.model.llama.named_parameters():
+            if "lora_" in name:
+                parameter.requires_grad_(False)
+
+    def losses(self, step: int) -> dict[str, Tensor]:
+        """loss: answers; right: share of answers without a wrong token."""
+        rng = random.Random(f"{self.recipe.seed}/language/{step}")
+        items, heard = [], []
+        for _ in range(self.budget.batch):
+            bare = rng.random() < BARE_SHARE
+            item, tokens = self._bare(rng) if bare else self._item(rng)
+            items.append(item)
+            heard += tokens
+        packed = pack(items, self.model.device)
+        logits = answer_logits(self.model, packed, self._embed(heard), None)
+        right = right_answers(logits.detach(), packed).float().mean()
+        return {"loss": answer_loss(logits, packed), "right": right}
+
+    def _item(self, rng: random.Random) -> tuple[Item, list[int]]:
+        kind = rng.choices(list(KINDS), list(KINDS.values()))[0]
+        script = draw(rng, kind, "train", self.sentences)
+        heard = simulate(self.encoder.tokenizer.encode(script.text), rng, self.recipe.vocab_size)
+        tasks = draw_tasks(script, self.budget.segments, WEIGHTS, rng)
+        segments = tuple(self.encoder.segment(make_example(task, script, rng, "train")) for task in tasks)
+        return Item(self.encoder.left, len(heard), segments), heard
+
+    def _bare(self, rng: random.Random) -> tuple[Item, list[int]]:
+        """A few instructions without a clip: facts, refusals."""
+        script = draw(rng, "question", "train", self.sentences)
+        segments: list[Segment] = []
+        for _ in range(self.budget.segments):
+            task = rng.choice(("text", "refusal"))
+            segments.append(self.encoder.segment(make_example(task, script, rng, "train"), audio=False))
+        return Item((), 0, tuple(segments)), []
+
+    def _embed(self, heard: list[int]) -> Tensor:
+        """[n, D]: token embeddings, zeros for BLANK, all with noise of a strength that varies."""
+        ids = torch.tensor(heard, dtype=torch.long, device=self.model.device)
+        rows = self.model.llama.embed_tokens(ids.clamp(min=0)).detach() * (ids >= 0)[:, None]
+        strength = torch.rand((), device=rows.device) * 0.8 + 0.1
+        return rows + torch.randn_like(rows) * strength * rows.shape[1] ** -0.5

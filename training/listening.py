@@ -1,0 +1,248 @@
+"""Stages 1 and 2: the adapters, the fusion and the LoRA learn to answer about real (cached) audio.
+
+single   stage 1 of the paper: one instruction at a time, the LoRA's scale fixed at 1
+joint    stage 2 of the paper: several instructions and chains of thought as well, the scale set by the
+         prompt-aware adapter
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from model.speech_llm import SpeechLLM
+from training.batch import Item, Packed, pack
+from training.dataset import Clip, Dataset, epoch_order
+from training.language import draw_tasks
+from training.network import (
+    AlignmentLoss,
+    answer_logits,
+    answer_loss,
+    audio_embeddings,
+    prompt_scales,
+    right_answers,
+    train_only,
+)
+from training.recipe import Recipe
+from training.scripts import Script
+from training.tasks import make_example, tasks_for
+from training.tokens import Encoder, Segment
+
+ADAPTERS = (
+    "audio_encoder.whisper_branch",
+    "audio_encoder.wavlm_branch",
+    "audio_encoder.wavlm_layer_weights",
+    "audio_encoder.fusion",
+    "align.",
+)
+WEIGHTS = {
+    "asr": 3.0, "en2de": 3.5, "sv": 2.0, "emotion": 1.2, "sqa": 2.0, "content": 1.5, "sqqa": 3.0,
+    "summary": 1.2, "text": 0.5, "refusal": 0.6,
+}  # fmt: skip
+COMPOSED = {"ii": 1.0, "cot": 1.0}
+BARE_SHARE = 0.06
+"""Items without audio and with the LoRA off, so that the language model alone stays what it was."""
+CHAINED_SHARE = 0.12
+"""Clips that another clip follows, so that longer recordings are met too."""
+MASKED_FRAMES = 8
+ABLATED = 0.5
+"""Share of clips with a stretch of silence cut into what Whisper heard."""
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """What the encoders made of a clip (whisper [F, d], wavlm [F, layers + 1, C]) and what is known of it."""
+
+    script: Script
+    whisper: Tensor
+    wavlm: Tensor
+    prosody: bool
+
+
+def heard(data: Dataset, clip: Clip) -> Heard:
+    """One clip of the cache."""
+    return Heard(clip.record.script, data.whisper(clip), data.wavlm(clip), clip.record.prosody)
+
+
+def chained(data: Dataset, first: Clip, second: Clip) -> Heard:
+    """Two clips one after the other, as one; who speaks is told by the voices."""
+    a, b = heard(data, first), heard(data, second)
+    names = [
+        clip.record.voices[line.speaker] for clip in (first, second) for line in clip.record.script.lines
+    ]
+    order = list(dict.fromkeys(names))
+    lines = (*a.script.lines, *b.script.lines)
+    spoken = tuple(replace(line, speaker=order.index(name)) for line, name in zip(lines, names, strict=True))
+    script = Script("chained", spoken, "neutral")
+    return Heard(script, torch.cat([a.whisper, b.whisper]), torch.cat([a.wavlm, b.wavlm]), prosody=False)
+
+
+def tasks_heard(clip: Heard, weights: dict[str, float]) -> dict[str, float]:
+    """The weights of tasks that can be asked of a clip; counting speakers stops at two."""
+    left = dict(weights)
+    if not clip.prosody:
+        left.pop("emotion", None)
+    if clip.script.speakers > 2:
+        left.pop("sv", None)
+    return left
+
+
+def masked(rows: Tensor, rng: random.Random) -> Tensor:
+    """Whisper frames [F, d] with a short stretch zeroed, now and then."""
+    if rng.random() >= ABLATED or len(rows) < 4 * MASKED_FRAMES:
+        return rows
+    length = rng.randint(1, MASKED_FRAMES)
+    start = rng.randint(0, len(rows) - length)
+    rows = rows.clone()
+    rows[start : start + length] = 0
+    return rows
+
+
+class Listener(nn.Module):
+    """The network and the alignment loss under one roof; names fit SpeechLLM's."""
+
+    def __init__(self, model: SpeechLLM) -> None:
+        super().__init__()
+        self.audio_encoder = model.audio_encoder
+        self.prompt_adapter = model.prompt_adapter
+        self.llama = model.llama
+        self.align = AlignmentLoss(model.config.llama.hidden_size).to(model.device)
+
+
+@dataclass
+class ListeningStage:
+    """What both stages share: clips in, losses out."""
+
+    model: SpeechLLM
+    encoder: Encoder
+    recipe: Recipe
+    data: Dataset
+
+    def __post_init__(self) -> None:
+        self.trained = Listener(self.model)
+
+    def hear(self, clips: Sequence[Heard], rng: random.Random, learn: bool = True) -> list[Tensor]:
+        """Audio embeddings [n, D] of each clip."""
+        device = self.model.device
+        whisper = [masked(clip.whisper, rng) if learn else clip.whisper for clip in clips]
+        return audio_embeddings(
+            self.model.audio_encoder,
+            [rows.to(device) for rows in whisper],
+            [clip.wavlm.to(device) for clip in clips],
+            self.recipe.use_wavlm,
+        )
+
+    def figures(
+        self, clips: Sequence[Heard], audio: Sequence[Tensor], items: Sequence[Item], scale: Tensor
+    ) -> dict[str, Tensor]:
+        """loss: answers and alignment; ctc: alignment; right: share of answers without a wrong token.
+
+        items: those of the clips, then those without audio. scale: [items, D].
+        """
+        packed = pack(items, self.model.device)
+        logits = answer_logits(self.model, packed, torch.cat(list(audio)), scale)
+        embeddings = self.model.llama.embed_tokens.weight.detach()
+        transcripts = [self.encoder.tokenizer.encode(clip.script.text) for clip in clips]
+        ctc = self.trained.align(audio, transcripts, embeddings)
+        answers = answer_loss(logits, packed)
+        return {
+            "loss": answers + self.recipe.ctc * ctc,
+            "answers": answers,
+            "ctc": ctc,
+            **self._right(logits.detach(), packed, items),
+        }
+
+    def _right(self, logits: Tensor, packed: Packed, items: Sequence[Item]) -> dict[str, Tensor]:
+        right = right_answers(logits, packed).float()
+        tasks = [segment.task for item in items for segment in item.segments]
+        shown = {"right": right.mean()}
+        for task in ("asr", "sv"):
+            chosen = [i for i, name in enumerate(tasks) if name == task]
+            if chosen:
+                shown[task] = right[chosen].mean()
+        return shown
+
+    def clips(self, step: int, batch: int, rng: random.Random) -> list[Heard]:
+        """The clips of a step, some chained."""
+        name = f"{self.recipe.seed}/{type(self).__name__}"
+        order = epoch_order(len(self.data), name, step, batch)
+        clips = [self.data.clips[i] for i in order]
+        return [
+            chained(self.data, clip, rng.choice(clips))
+            if rng.random() < CHAINED_SHARE
+            else heard(self.data, clip)
+            for clip in clips
+        ]
+
+    def segment(self, task: str, script: Script, rng: random.Random, audio: bool = True) -> Segment:
+        """One example in ids, in a phrasing of the training set."""
+        return self.encoder.segment(make_example(task, script, rng, "train"), audio)
+
+    def bare(self, rng: random.Random, script: Script) -> Item:
+        """An instruction to the language model alone."""
+        return Item((), 0, (self.segment(rng.choice(("text", "refusal")), script, rng, audio=False),))
+
+
+class SingleStage(ListeningStage):
+    """Stage 1. Beside the adapters and the LoRA the small language model itself still learns, slowly."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.name = "single"
+        self.budget = self.recipe.single
+        self.rates = {"llama.": 0.25, "lora_": 1.0}
+        train_only(self.trained, *ADAPTERS, "llama.")
+
+    def losses(self, step: int) -> dict[str, Tensor]:
+        """Several single tasks about each clip, the scale at 1."""
+        rng = random.Random(f"{self.recipe.seed}/single/{step}")
+        clips = self.clips(step, self.budget.batch, rng)
+        audio = self.hear(clips, rng)
+        items = []
+        for clip, rows in zip(clips, audio, strict=True):
+            tasks = draw_tasks(clip.script, self.budget.segments, tasks_heard(clip, WEIGHTS), rng)
+            segments = tuple(self.segment(task, clip.script, rng) for task in tasks)
+            items.append(Item(self.encoder.left, len(rows), segments))
+        bare = [self.bare(rng, clip.script) for clip in clips if rng.random() < BARE_SHARE]
+        size = self.model.config.llama.hidden_size
+        ones = torch.ones(len(items), size, device=self.model.device)
+        return self.figures(clips, audio, [*items, *bare], torch.cat([ones, ones.new_zeros(len(bare), size)]))
+
+
+class JointStage(ListeningStage):
+    """Stage 2: the language model rests; adapters, LoRA and the prompt-aware adapter learn."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.name = "joint"
+        self.budget = self.recipe.joint
+        self.rates = {"prompt_adapter.": 2.0}
+        train_only(self.trained, *ADAPTERS, "lora_", "prompt_adapter.")
+
+    def losses(self, step: int) -> dict[str, Tensor]:
+        """One instruction a clip, single or composed; its scale from the adapter."""
+        rng = random.Random(f"{self.recipe.seed}/joint/{step}")
+        clips = self.clips(step, self.budget.batch, rng)
+        audio = self.hear(clips, rng)
+        segments = [self.segment(self._task(clip, rng), clip.script, rng) for clip in clips]
+        items = [
+            Item(self.encoder.left, len(rows), (segment,))
+            for rows, segment in zip(audio, segments, strict=True)
+        ]
+        return self.figures(clips, audio, items, self.scales(segments))
+
+    def _task(self, clip: Heard, rng: random.Random) -> str:
+        weights = WEIGHTS if rng.random() < self.recipe.single_share else COMPOSED
+        able = tasks_for(clip.script)
+        left = {task: w for task, w in tasks_heard(clip, weights).items() if task in able}
+        return rng.choices(list(left), list(left.values()))[0]
+
+    def scales(self, segments: Sequence[Segment]) -> Tensor:
+        """[B, D] of each segment's instruction."""
+        if self.recipe.use_prompt_adapter:
+            return prompt_scales(self.model, [segment.adapter for segment in segments])
+        return torch.ones(len(segments), self.model.config.llama.hidden_size, device=self.model.device)

@@ -1,0 +1,150 @@
+"""One stage's optimisation: schedule, clipping, curve, checkpoints, exact resume."""
+
+from __future__ import annotations
+
+import csv
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from training.corpus import write_whole
+from training.progress import track
+from training.recipe import StageBudget, State
+
+WARMUP_SHARE = 0.04
+FINAL_RATE = 0.03
+"""Of the peak learning rate, at the end of a cosine."""
+CLIP = 1.0
+WEIGHT_DECAY = 0.02
+SAVE_SECONDS = 120.0
+SMOOTH = 0.95
+LOG_STEPS = 10
+
+
+class Stage(Protocol):
+    """What a stage trains and how it fails."""
+
+    name: str
+    budget: StageBudget
+    trained: nn.Module
+    """Its parameters that require a gradient are optimised and saved."""
+    rates: Mapping[str, float]
+    """Factors on the learning rate, by a part of the parameter's name; the last one that fits counts."""
+
+    def losses(self, step: int) -> dict[str, Tensor]:
+        """Named figures of one batch; "loss" is the one to descend. Depends on `step` and weights alone."""
+        ...
+
+
+def rate(step: int, budget: StageBudget) -> float:
+    """Learning rate at a step: linear warm-up, then a cosine."""
+    warmup = max(1, round(WARMUP_SHARE * budget.steps))
+    if step < warmup:
+        return budget.learning_rate * (step + 1) / warmup
+    progress = (step - warmup) / max(1, budget.steps - warmup)
+    return budget.learning_rate * (FINAL_RATE + (1 - FINAL_RATE) * (1 + math.cos(math.pi * progress)) / 2)
+
+
+def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
+    """Parameters that learn, by name."""
+    return {name: p for name, p in module.named_parameters() if p.requires_grad}
+
+
+def make_optimizer(stage: Stage) -> torch.optim.AdamW:
+    """AdamW; norms, biases and other vectors do not decay."""
+    groups = []
+    for name, parameter in trainable(stage.trained).items():
+        factor = ([f for part, f in stage.rates.items() if part in name] or [1.0])[-1]
+        decay = WEIGHT_DECAY if parameter.ndim > 1 else 0.0
+        groups.append({"params": [parameter], "weight_decay": decay, "factor": factor})
+    return torch.optim.AdamW(groups, lr=1.0, betas=(0.9, 0.98), fused=True)
+
+
+def train(stage: Stage, state: State) -> None:
+    """Run a stage to its last step, from its checkpoint if there is one."""
+    optimizer = make_optimizer(stage)
+    step = restore(stage, optimizer, state)
+    if step >= stage.budget.steps:
+        return
+    stage.trained.train()
+    smooth: dict[str, float] = {}
+    saved = time.monotonic()
+    with track(f"Stage {stage.name}", stage.budget.steps, step) as advance:
+        while step < stage.budget.steps:
+            figures = take_step(stage, optimizer, step)
+            for key, value in figures.items():
+                smooth[key] = SMOOTH * smooth.get(key, value) + (1 - SMOOTH) * value
+            step += 1
+            advance(1, " ".join(f"{key} {value:.3f}" for key, value in smooth.items()))
+            if step % LOG_STEPS == 0 or step == stage.budget.steps:
+                log(state.curve(stage.name), step, smooth)
+            if time.monotonic() - saved > SAVE_SECONDS or step == stage.budget.steps:
+                save(stage, optimizer, step, state)
+                saved = time.monotonic()
+    stage.trained.eval()
+
+
+def take_step(stage: Stage, optimizer: torch.optim.AdamW, step: int) -> dict[str, float]:
+    """One batch, one update. A batch whose loss is not finite is refused."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate(step, stage.budget) * group["factor"]
+    torch.manual_seed(step)
+    figures = stage.losses(step)
+    loss = figures["loss"]
+    if not torch.isfinite(loss):
+        raise FloatingPointError(f"stage {stage.name}, step {step}: the loss is {loss.item()}")
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    nn.utils.clip_grad_norm_(trainable(stage.trained).values(), CLIP)
+    optimizer.step()
+    return {key: float(value.detach()) for key, value in figures.items()}
+
+
+def save(stage: Stage, optimizer: torch.optim.AdamW, step: int, state: State) -> None:
+    """Write weights, optimiser and step; whole or not at all."""
+    weights = {name: p.detach() for name, p in trainable(stage.trained).items()}
+    with write_whole(state.checkpoint(stage.name)) as path:
+        torch.save({"step": step, "weights": weights, "optimizer": optimizer.state_dict()}, path)
+
+
+def read(state: State, stage: str) -> dict[str, Any]:
+    """A stage's checkpoint. Raises FileNotFoundError that says which command makes it."""
+    path = state.checkpoint(stage)
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: missing; run `python -m training {stage}` first")
+    checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return checkpoint
+
+
+def restore(stage: Stage, optimizer: torch.optim.AdamW, state: State) -> int:
+    """Load a stage's checkpoint, if there is one; returns the step to go on from."""
+    if not state.checkpoint(stage.name).exists():
+        return 0
+    checkpoint = read(state, stage.name)
+    put(stage.trained, checkpoint["weights"])
+    optimizer.load_state_dict(checkpoint["optimizer"])
+    return int(checkpoint["step"])
+
+
+@torch.no_grad()
+def put(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Copy weights into the parameters of the same names. Raises KeyError for one that is not there."""
+    places = dict(module.named_parameters())
+    for name, value in weights.items():
+        places[name].copy_(value)
+
+
+def log(path: Path, step: int, figures: Mapping[str, float]) -> None:
+    """Add a row to a curve; rows of steps that a crash undid stay, the later ones count."""
+    new = not path.exists()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        if new:
+            writer.writerow(["step", *figures])
+        writer.writerow([step, *(f"{value:.5f}" for value in figures.values())])

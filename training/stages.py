@@ -1,0 +1,88 @@
+"""The steps of the curriculum, each a function of a Run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from model.checkpoint import tensor_places
+from model.checkpoint_format import ShardWriter, expected_tensors
+from model.speech_llm import SpeechLLM
+from training.acoustic import AcousticStage
+from training.assemble import STAGES, assemble, open_encoder
+from training.corpus import make_speech
+from training.dataset import Dataset
+from training.features import extract_wavlm, extract_whisper
+from training.language import LanguageStage
+from training.listening import JointStage, SingleStage
+from training.loop import train
+from training.network import new_model
+from training.recipe import Recipe, State
+from training.tokens import Encoder, train_tokenizer, vocabulary_texts
+
+SHARD_BYTES = 15 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A recipe at work: where its state lies and what it runs on."""
+
+    recipe: Recipe
+    state: State
+    device: torch.device
+    workers: int
+
+
+def speech(run: Run) -> None:
+    """Write and speak the clips."""
+    make_speech(run.recipe, run.state, run.workers)
+
+
+def whisper(run: Run) -> None:
+    """Encode the clips with Whisper."""
+    extract_whisper(run.recipe.model_config(), run.state, run.device)
+
+
+def language(run: Run) -> None:
+    """Vocabulary and language model."""
+    if not run.state.tokenizer.exists():
+        train_tokenizer(run.state.tokenizer, run.recipe.vocab_size, vocabulary_texts(run.recipe.seed))
+    encoder, config = open_encoder(run.recipe, run.state)
+    model = assemble(run.recipe, run.state, config, ()).to(run.device)
+    train(LanguageStage(model, encoder, run.recipe), run.state)
+
+
+def acoustic(run: Run) -> None:
+    """WavLM, and its features of the clips."""
+    _, config = open_encoder(run.recipe, run.state)
+    encoder = new_model(config, run.recipe.seed).audio_encoder.to(run.device)
+    train(AcousticStage(encoder, run.recipe, run.state, run.device), run.state)
+    extract_wavlm(encoder.eval(), run.state)
+
+
+def single(run: Run) -> None:
+    """Stage 1."""
+    train(SingleStage(*_listening(run, ("language", "acoustic"))), run.state)
+
+
+def joint(run: Run) -> None:
+    """Stage 2."""
+    train(JointStage(*_listening(run, ("language", "acoustic", "single"))), run.state)
+
+
+def _listening(run: Run, before: tuple[str, ...]) -> tuple[SpeechLLM, Encoder, Recipe, Dataset]:
+    encoder, config = open_encoder(run.recipe, run.state)
+    model = assemble(run.recipe, run.state, config, before).to(run.device)
+    return model, encoder, run.recipe, Dataset(run.state, "train", config.wavlm)
+
+
+def export(run: Run, output: Path) -> None:
+    """Write the model directory, float16 in shards of at most 15 MiB. Raises CheckpointError if it exists."""
+    _, config = open_encoder(run.recipe, run.state)
+    model = assemble(run.recipe, run.state, config, STAGES)
+    places = tensor_places(model)
+    with ShardWriter(output, config, tokenizer=run.state.tokenizer, shard_bytes=SHARD_BYTES) as writer:
+        for name in expected_tensors(config):
+            writer.add(name, places[name].half().contiguous())
