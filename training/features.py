@@ -54,26 +54,26 @@ def wavlm_features(encoder: AudioEncoder, waves: list[np.ndarray]) -> list[np.nd
 def extract_whisper(config: SpeechLLMConfig, state: State, device: torch.device) -> None:
     """Encode what is missing with Whisper."""
     encoder, extract = open_whisper(config).to(device), AudioFeatures(config)
-    _extract(state, "whisper", lambda waves: whisper_features(encoder, extract, waves))
+    extract(state, "whisper", lambda waves: whisper_features(encoder, extract, waves))
 
 
 def extract_wavlm(encoder: AudioEncoder, state: State) -> None:
     """Encode what is missing with the WavLM that the acoustic stage trained."""
-    _extract(state, "wavlm", lambda waves: wavlm_features(encoder, waves))
+    extract(state, "wavlm", lambda waves: wavlm_features(encoder, waves))
 
 
-def _extract(state: State, what: str, encode: Encode) -> None:
+def extract(state: State, what: str, encode: Encode) -> None:
     for split in ("train", "validation"):
         speech, folder = state.shards("speech", split), state.shards(what, split)
         numbers = sorted(int(path.stem) for path in speech.glob("*.jsonl"))
         missing = [n for n in numbers if not (folder / f"{n:05}.npy").exists()]
         with track(f"Encoding with {what} ({split})", len(numbers), len(numbers) - len(missing)) as advance:
             for number in missing:
-                _extract_shard(speech, folder, number, encode)
+                _encode_shard(speech, folder, number, encode)
                 advance(1)
 
 
-def _extract_shard(speech: Path, folder: Path, number: int, encode: Encode) -> None:
+def _encode_shard(speech: Path, folder: Path, number: int, encode: Encode) -> None:
     waves = [wave for _, wave in read_shard(speech, number)]
     rows = [part for i in range(0, len(waves), BATCH) for part in encode(waves[i : i + BATCH])]
     with write_whole(folder / f"{number:05}.npy") as path, path.open("wb") as file:

@@ -110,5 +110,5 @@ class LanguageStage:
         """[n, D]: token embeddings, zeros for BLANK, all with noise of a strength that varies."""
         ids = torch.tensor(heard, dtype=torch.long, device=self.model.device)
         rows = self.model.llama.embed_tokens(ids.clamp(min=0)).detach() * (ids >= 0)[:, None]
-        strength = torch.rand((), device=rows.device) * 0.8 + 0.1
+        strength = torch.rand((), device=rows.device) * 0.4 + 0.05
         return rows + torch.randn_like(rows) * strength * rows.shape[1] ** -0.5

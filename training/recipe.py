@@ -59,8 +59,8 @@ class Recipe:
     vocab_size: int = 2048
     language: StageBudget = field(default_factory=lambda: StageBudget(2000, 12, 5, 2e-3))
     acoustic: StageBudget = field(default_factory=lambda: StageBudget(700, 24, 1, 2e-3))
-    single: StageBudget = field(default_factory=lambda: StageBudget(2400, 16, 5, 2e-3))
-    joint: StageBudget = field(default_factory=lambda: StageBudget(1200, 32, 1, 6e-4))
+    single: StageBudget = field(default_factory=lambda: StageBudget(1900, 12, 5, 2e-3))
+    joint: StageBudget = field(default_factory=lambda: StageBudget(900, 20, 1, 6e-4))
     single_share: float = 0.45
     ctc: float = 0.3
     use_prompt_adapter: bool = True

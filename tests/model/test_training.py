@@ -1,0 +1,265 @@
+"""Training runs the network that serves: the same numbers in both, exact resume, and answers it can learn."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from model.checkpoint import load_model, tensor_places
+from model.checkpoint_format import ShardWriter, expected_tensors
+from model.speech_llm import SpeechLLM
+from model.tokenizer import Tokenizer
+from server.types import SamplingParams
+from tests.model.random_weights import small_config
+from tests.model.reference import answer_alone, next_logits
+from training.batch import Item, pack
+from training.corpus import PEAK, ClipRecord
+from training.dataset import Dataset, epoch_order
+from training.features import extract, wavlm_features, whisper_features
+from training.language import LanguageStage
+from training.listening import SingleStage
+from training.loop import make_optimizer, restore, save, take_step, train, trainable
+from training.network import (
+    AlignmentLoss,
+    answer_logits,
+    answer_loss,
+    audio_embeddings,
+    branch_of,
+    new_model,
+    prompt_scales,
+    right_answers,
+)
+from training.recipe import Recipe, StageBudget, State
+from training.scripts import Line, Script
+from training.tasks import Example
+from training.tokens import SYMBOLS, Encoder, Segment, symbol_ids, train_tokenizer, vocabulary_texts
+
+EXAMPLES = (
+    Example("asr", "Transcribe the audio.", "The quick brown fox."),
+    Example("en2de", "Translate the audio clip into German.", "Der Fuchs."),
+    Example("sv", "Is there only one speaker?", "Yes."),
+)
+
+
+@pytest.fixture
+def encoder(exact: SpeechLLM, tokenizer: Tokenizer) -> Encoder:
+    return Encoder(tokenizer, exact.config.llama)
+
+
+def segment_logits(model: SpeechLLM, left: Tensor, audio: Tensor, segment: Segment, scale: Tensor) -> Tensor:
+    """What serving computes: one sequence, token by token. Returns [answer, V]."""
+    tokens = (*segment.prompt, *segment.answer[:-1])
+    rows = torch.cat([left, audio, model.embed_tokens(torch.tensor(tokens))])
+    first = len(left) + len(audio) + len(segment.prompt)
+    return torch.stack([next_logits(model, rows[: first + i], scale) for i in range(len(segment.answer))])
+
+
+def test_a_packed_batch_is_what_serving_computes(exact: SpeechLLM, encoder: Encoder) -> None:
+    """Segments share a clip and do not see each other; every item has a scale of its own."""
+    generator = torch.Generator().manual_seed(3)
+    size = exact.config.llama.hidden_size
+    audio = [torch.randn(n, size, generator=generator, dtype=torch.float64) for n in (7, 3)]
+    scale = torch.rand(2, size, generator=generator, dtype=torch.float64) * 2
+    segments = tuple(encoder.segment(example) for example in EXAMPLES)
+    items = [Item(encoder.left, 7, segments), Item(encoder.left, 3, segments[1:])]
+    packed = pack(items, torch.device("cpu"))
+    logits = answer_logits(exact, packed, torch.cat(audio), scale)
+    left = exact.embed_tokens(torch.tensor(encoder.left))
+    expected = torch.cat(
+        [
+            segment_logits(exact, left, audio[i], segment, scale[i])
+            for i, item in enumerate(items)
+            for segment in item.segments
+        ]
+    )
+    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-9)
+    assert packed.targets.tolist() == [t for item in items for s in item.segments for t in s.answer]
+
+
+def test_an_item_without_audio_is_the_language_model_alone(exact: SpeechLLM, encoder: Encoder) -> None:
+    segment = encoder.segment(EXAMPLES[0], audio=False)
+    packed = pack([Item((), 0, (segment,))], torch.device("cpu"))
+    zero = torch.zeros(1, exact.config.llama.hidden_size, dtype=torch.float64)
+    logits = answer_logits(exact, packed, None, zero)
+    none = torch.zeros(0, zero.shape[1], dtype=torch.float64)
+    expected = segment_logits(exact, none, none, segment, zero[0])
+    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-9)
+
+
+def test_cached_features_give_the_embeddings_of_serving(exact: SpeechLLM) -> None:
+    """Clips of different lengths, batched through the branches, against the serving encoder."""
+    waves = [torch.randn(n, generator=torch.Generator().manual_seed(n)) * 0.1 for n in (9_000, 20_001, 31_999)]
+    encoder = exact.audio_encoder
+    clips = [exact.features(wave) for wave in waves]
+    with torch.inference_mode():
+        whisper = [encoder.whisper(c.log_mel.double()).last_hidden_state[0, : c.num_frames] for c in clips]
+        states, lengths = encoder.wavlm_states(waves)
+        wavlm = [states[:, i, :n].transpose(0, 1) for i, n in enumerate(lengths)]
+        made = audio_embeddings(encoder, whisper, wavlm)
+    for ours, served in zip(made, exact.encode_audio(waves), strict=True):
+        torch.testing.assert_close(ours, served, rtol=0, atol=1e-9)
+
+
+def test_a_branch_gives_each_clip_what_it_gets_alone(exact: SpeechLLM) -> None:
+    branch = exact.audio_encoder.whisper_branch
+    rows = [torch.randn(n, 32, dtype=torch.float64) for n in (1, 2, 5, 17, 32)]
+    for alone, together in zip(rows, branch_of(branch, rows), strict=True):
+        torch.testing.assert_close(together, branch(alone[None])[0], rtol=0, atol=1e-12)
+
+
+def test_prompt_scales_are_those_of_serving(exact: SpeechLLM, encoder: Encoder) -> None:
+    ids = [encoder.segment(example).adapter for example in EXAMPLES]
+    with torch.no_grad():
+        made = prompt_scales(exact, ids)
+    for row, adapter in zip(made, ids, strict=True):
+        torch.testing.assert_close(row, exact.prompt_scale(adapter), rtol=0, atol=1e-12)
+
+
+def test_only_answers_count(exact: SpeechLLM, encoder: Encoder) -> None:
+    """The loss ends at EOS and starts after the instruction; `right_answers` wants every token."""
+    segment = encoder.segment(EXAMPLES[0])
+    packed = pack([Item(encoder.left, 2, (segment, segment))], torch.device("cpu"))
+    assert packed.targets.tolist() == [*segment.answer, *segment.answer]
+    assert segment.answer[-1] == exact.config.llama.eos_token_id
+    perfect = nn.functional.one_hot(packed.targets, 512).double() * 50
+    assert answer_loss(perfect, packed) < 1e-9
+    spoilt = perfect.clone()
+    spoilt[-1] = 0
+    assert right_answers(spoilt, packed).tolist() == [True, False]
+
+
+def test_alignment_prefers_the_transcript() -> None:
+    embeddings = torch.eye(5)
+    loss = AlignmentLoss(5)
+    heard = torch.eye(5)[[2, 2, 3, 4]] * 3
+    assert loss([heard], [[2, 3, 4]], embeddings) < loss([heard], [[4, 3, 2]], embeddings)
+
+
+def test_an_epoch_meets_every_clip_once() -> None:
+    seen = [i for step in range(4) for i in epoch_order(8, "x", step, 2)]
+    assert sorted(seen) == list(range(8))
+    assert [i for step in range(4, 8) for i in epoch_order(8, "x", step, 2)] != seen
+
+
+def test_the_vocabulary_has_the_template_in_one_piece(tmp_path: Path) -> None:
+    train_tokenizer(tmp_path / "t.model", 700, list(vocabulary_texts(1))[:3000])
+    tokenizer = Tokenizer(tmp_path / "t.model")
+    encoder = Encoder(tokenizer, small_config().llama)
+    assert len(symbol_ids(tokenizer)) == len(set(symbol_ids(tokenizer))) == len(SYMBOLS)
+    assert len(encoder.left) == 6
+    assert tokenizer.decode(tokenizer.encode("Guten Tag!\nÄpfel, 12 €")) == "Guten Tag!\nÄpfel, 12 €"
+
+
+TEXTS = (
+    "The fox runs.", "A red house.", "Where is my key?", "Two dogs bark.",
+    "It rains today.", "She sings well.", "Close the door.", "We drink tea.",
+)  # fmt: skip
+
+
+def tone(number: int) -> np.ndarray:
+    """[16000] a sound of its own for each number."""
+    t = np.arange(16_000) / 16_000
+    return (0.3 * np.sin(2 * np.pi * 150 * 1.35**number * t)).astype(np.float32)
+
+
+def write_clips(state: State, model: SpeechLLM) -> None:
+    """One shard of 8 tones, with the features that the model's own encoders make of them."""
+    folder = state.shards("speech", "train")
+    folder.mkdir(parents=True)
+    waves = [tone(i) for i in range(len(TEXTS))]
+    records = [
+        ClipRecord(f"c{i}", Script("everyday", (Line(0, text, f"{text} (de)"),), "neutral"), ("voice",),
+                   ((0, 16_000),), i * 16_000, 16_000, False, i)
+        for i, text in enumerate(TEXTS)
+    ]  # fmt: skip
+    np.save(folder / "00000.npy", np.round(np.concatenate(waves) * PEAK).astype(np.int16))
+    (folder / "00000.jsonl").write_text("".join(record.to_json() + "\n" for record in records))
+    encoder = model.audio_encoder
+    extract(state, "whisper", lambda batch: whisper_features(encoder.whisper, model.features, batch))
+    extract(state, "wavlm", lambda batch: wavlm_features(encoder, batch))
+
+
+class FixedInstructions(SingleStage):
+    """Each clip and task keeps one phrasing."""
+
+    def segment(self, task: str, script: Script, rng: random.Random, audio: bool = True) -> Segment:
+        return super().segment(task, script, random.Random(task + script.text), audio)
+
+
+@pytest.fixture
+def learner(directory: Path, tmp_path: Path) -> Callable[[int], SingleStage]:
+    """Makes stage 1 over the 8 clips at small sizes, always from the same first weights."""
+    state = State(tmp_path)
+    tokenizer = Tokenizer(directory / "tokenizer.model")
+    encoder = Encoder(tokenizer, small_config().llama)
+    write_clips(state, new_model(small_config(), 1).eval())
+
+    def make(steps: int) -> SingleStage:
+        recipe = replace(Recipe(), single=StageBudget(steps, 8, 2, 4e-3))
+        data = Dataset(state, "train", small_config().wavlm)
+        stage = FixedInstructions(new_model(small_config(), 1), encoder, recipe, data)
+        stage.rates = {}
+        return stage
+
+    return make
+
+
+def test_a_run_resumes_exactly(learner: Callable[[int], SingleStage], tmp_path: Path) -> None:
+    whole, half, rest = learner(6), learner(6), learner(6)
+    optimizer = make_optimizer(whole)
+    for step in range(6):
+        take_step(whole, optimizer, step)
+    first = make_optimizer(half)
+    for step in range(3):
+        take_step(half, first, step)
+    save(half, first, 3, State(tmp_path))
+    second = make_optimizer(rest)
+    for step in range(restore(rest, second, State(tmp_path)), 6):
+        take_step(rest, second, step)
+    for name, weight in trainable(whole.trained).items():
+        assert torch.equal(weight, trainable(rest.trained)[name]), name
+
+
+def test_eight_clips_are_learnt_to_the_letter(
+    learner: Callable[[int], SingleStage], tmp_path: Path, directory: Path
+) -> None:
+    """From cached features to a directory that is served: every transcript comes back exactly."""
+    stage = learner(160)
+    train(stage, State(tmp_path / "run"))
+    places = tensor_places(stage.model)
+    made = tmp_path / "model"
+    with ShardWriter(made, small_config(), tokenizer=directory / "tokenizer.model") as writer:
+        for name in expected_tensors(small_config()):
+            writer.add(name, places[name].contiguous())
+    model, tokenizer = load_model(made, torch.device("cpu"), torch.float32)
+    model.prompt_adapter.fc2.weight.data.zero_()  # stage 1 is trained at scale 1
+    for number, clip in enumerate(stage.data.clips):
+        example = stage.encoder.tokenizer.decode(
+            stage.segment("asr", clip.record.script, random.Random(0)).answer[:-1]
+        )
+        instruction = instruction_of(clip.record.script)
+        said = answer_alone(model, tokenizer, torch.from_numpy(tone(number)), instruction, SamplingParams(40))
+        assert tokenizer.decode(said.ids) == example == TEXTS[number]
+
+
+def instruction_of(script: Script) -> str:
+    from training.tasks import make_example
+
+    return make_example("asr", script, random.Random("asr" + script.text), "train").instruction
+
+
+def test_the_language_stage_learns_from_text_alone(directory: Path, tmp_path: Path) -> None:
+    recipe = replace(Recipe(), language=StageBudget(12, 4, 3, 3e-3), vocab_size=512)
+    encoder = Encoder(Tokenizer(directory / "tokenizer.model"), small_config().llama)
+    stage = LanguageStage(new_model(small_config(), 1), encoder, recipe)
+    optimizer = make_optimizer(stage)
+    losses = [take_step(stage, optimizer, step)["loss"] for step in range(12)]
+    assert losses[-1] < losses[0] - 0.5
+    assert not any("lora_" in name for name in trainable(stage.trained))
