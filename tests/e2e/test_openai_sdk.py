@@ -76,13 +76,13 @@ def test_a_streamed_transcription(client: OpenAI, served: str) -> None:
     stream = client.audio.transcriptions.create(file=clip_of(case), model=served, stream=True)
     *deltas, done = list(stream)
     assert "".join(delta.delta for delta in deltas) == done.text == whole.text
-    assert done.usage == whole.usage
+    assert done.usage.model_dump() == whole.usage.model_dump()
 
 
 def test_text_alone_is_answered_by_the_language_model_without_the_lora(
     client: OpenAI, server: ServerProcess, served: str, golden_model: Path
 ) -> None:
-    """And between questions about a clip with the same words, which must not lend it their keys and values."""
+    """Between questions about a clip with the same words, which must not lend it their keys and values."""
     model, tokenizer = load_model(golden_model, torch.device("cpu"), torch.float32)
     expected = answer_alone(model, tokenizer, None, QUESTION, SamplingParams(max_tokens=24)).ids
     extra = {"return_token_ids": True}
