@@ -18,7 +18,6 @@ from server.http_body import (
     JSON_TYPE,
     bearer_token,
     content_type,
-    declared_bytes,
     decode_base64,
     form_fields,
     form_file,
@@ -28,12 +27,14 @@ from server.http_body import (
     read_json,
 )
 from server.http_errors import JsonResponse, handle_http_error, handle_server_error
+from server.http_exchange import Ask, chat_ask, exchange
 from server.http_middleware import ExchangeMiddleware
-from server.http_replies import Answer, model_json
-from server.http_stream import EventStream, chat_events, collect, while_connected
+from server.http_openapi import CHAT_DOCS, MODEL_DOCS, MODELS_DOCS, SPEECH_CHAT_BODY, DocumentedApp
+from server.http_replies import model_json
 from server.metrics import CONTENT_TYPE
+from server.openai_api import add_openai_routes
 from server.schemas import ChatFields, SpeechChatBody, missing_audio, parse_body
-from server.service import ChatCommand, ChatStream, Reservation, SpeechService
+from server.service import SpeechService
 
 FORM_PARSERS: dict[str, Callable[[str], Any]] = {
     **dict.fromkeys(ChatFields.model_fields, parse_scalar),
@@ -44,7 +45,7 @@ FORM_PARSERS: dict[str, Callable[[str], Any]] = {
 
 def create_app(service: SpeechService) -> ASGIApp:
     """The REST application over a service."""
-    app = FastAPI(title="WavLLM", docs_url=None, redoc_url=None, redirect_slashes=False)
+    app = DocumentedApp(title="WavLLM", docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.service = service
     app.state.parsing = asyncio.Semaphore(1)
     app.add_exception_handler(ServerError, handle_server_error)
@@ -53,6 +54,7 @@ def create_app(service: SpeechService) -> ASGIApp:
     add_probe_routes(app, service)
     add_info_routes(app, service)
     add_speech_routes(app, service)
+    add_openai_routes(app, service)
     if service.settings.metrics_port and service.settings.metrics_port == service.settings.http_port:
         add_metrics_route(app, service)
     return ExchangeMiddleware(app, lambda: service.readiness().state == "draining")
@@ -95,10 +97,18 @@ def add_probe_routes(app: FastAPI, service: SpeechService) -> None:
 def add_info_routes(app: FastAPI, service: SpeechService) -> None:
     """The model and the load; with the key, where there are keys."""
 
-    @app.get("/v1/models")
+    @app.get("/v1/models", responses=MODELS_DOCS)
     async def models(request: Request) -> Response:
         service.authenticate(bearer_token(request))
         return JsonResponse({"object": "list", "data": [model_json(card) for card in service.models()]})
+
+    @app.get("/v1/models/{model_id:path}", responses=MODEL_DOCS)
+    async def model(request: Request, model_id: str) -> Response:
+        """One model by its name, which may hold slashes."""
+        if not model_id:
+            raise HTTPException(404)
+        service.authenticate(bearer_token(request))
+        return JsonResponse(model_json(service.model(model_id)))
 
     @app.get("/v1/load")
     async def load(request: Request) -> Response:
@@ -109,80 +119,23 @@ def add_info_routes(app: FastAPI, service: SpeechService) -> None:
 def add_speech_routes(app: FastAPI, service: SpeechService) -> None:
     """`POST /v1/speech/chat`."""
 
-    @app.post("/v1/speech/chat", openapi_extra=_openapi_body())
+    @app.post("/v1/speech/chat", responses=CHAT_DOCS, openapi_extra=SPEECH_CHAT_BODY)
     async def speech_chat(request: Request) -> Response:
         """Ask about a clip: multipart (`file`, `prompt`, ...) or JSON (`audio.data` in base64)."""
-        with reserve(request, service) as reservation:
-            async with reservation.before_deadline():
-                fields, command = await read_speech_chat(request, service)
-            stream = await start_chat(request, service, reservation, command)
-            del command  # the upload's bytes; the engine has the waveform
-            return await answer_chat(request, service, stream, fields)
+        return await exchange(request, service, read_speech_chat)
 
 
-def reserve(request: Request, service: SpeechService) -> Reservation:
-    """A slot from the headers alone; refusals raise before anything is read."""
-    num_bytes = declared_bytes(request, service.settings.max_body_bytes)
-    reservation = service.reserve(num_bytes=num_bytes, api_key=bearer_token(request), transport="http")
-    request.state.trace.fields["chat_id"] = reservation.request_id
-    return reservation
-
-
-async def read_speech_chat(request: Request, service: SpeechService) -> tuple[ChatFields, ChatCommand]:
+async def read_speech_chat(request: Request, service: SpeechService) -> Ask:
     """The body of a speech chat in either form."""
     settings, kind = service.settings, content_type(request)
     if kind == JSON_TYPE:
         body = parse_body(SpeechChatBody, await read_json(request, settings))
-        audio = await decode_base64(body.audio.data, settings.max_upload_bytes)
-        return body.without_audio(), body.command(audio)
+        return chat_ask(body, await decode_base64(body.audio.data, settings.max_upload_bytes))
     if kind == FORM_TYPE:
         form = await read_form(request, settings)
         file = form_file(form, "file")
         fields = parse_body(ChatFields, form_fields(form, FORM_PARSERS))
         if file is None:
             raise missing_audio("the file field `file`")
-        return fields, fields.command(file)
+        return chat_ask(fields, file)
     raise InvalidRequest(f"The Content-Type must be {FORM_TYPE} or {JSON_TYPE}.")
-
-
-async def start_chat(
-    request: Request, service: SpeechService, reservation: Reservation, command: ChatCommand
-) -> ChatStream:
-    """Submit; a client that leaves meanwhile cancels."""
-    stream = await while_connected(request.receive, service.chat(reservation, command))
-    request.state.trace.fields["prompt_tokens"] = stream.accepted.prompt_tokens
-    if stream.audio is not None:
-        request.state.trace.fields["audio_s"] = round(stream.audio.duration_s, 3)
-    return stream
-
-
-async def answer_chat(
-    request: Request, service: SpeechService, stream: ChatStream, fields: ChatFields
-) -> Response:
-    """The reply to an accepted request: whole, or as a stream."""
-    answer = Answer(stream.request_id, service.model_name, fields.return_token_ids)
-    trace = request.state.trace
-    if fields.stream:
-        first, events = chat_events(stream, answer, include_usage=fields.include_usage)
-        keepalive_s = service.settings.sse_keepalive
-        return EventStream(stream, first, events, keepalive_s=keepalive_s, trace=trace)
-    reply = await while_connected(request.receive, collect(stream, answer, trace))
-    return JsonResponse(reply)
-
-
-def _openapi_body() -> dict[str, Any]:
-    """The two bodies, for /openapi.json; the routes parse them by themselves."""
-    form = ChatFields.model_json_schema(ref_template="#/components/schemas/{model}")
-    options = form.pop("$defs", {})
-    form["properties"]["stream_options"] = options.get("StreamOptions", {})
-    form["properties"]["file"] = {"type": "string", "format": "binary"}
-    form["required"] = [*form["required"], "file"]
-    json_properties = {name: value for name, value in form["properties"].items() if name != "file"}
-    audio = {
-        "type": "object",
-        "properties": {"data": {"type": "string", "format": "byte"}},
-        "required": ["data"],
-    }
-    json_body = form | {"properties": json_properties | {"audio": audio}, "required": ["prompt", "audio"]}
-    content = {FORM_TYPE: {"schema": form}, JSON_TYPE: {"schema": json_body}}
-    return {"requestBody": {"required": True, "content": content}}

@@ -141,10 +141,11 @@ def parse_stop(text: str) -> Any:
     return value if isinstance(value, list) else text
 
 
-async def decode_base64(data: str, max_bytes: int) -> bytes:
+async def decode_base64(data: str, max_bytes: int, name: str = "audio.data") -> bytes:
     """Strict base64 (RFC 4648, padded, no line breaks), in slices so that the event loop keeps turning.
 
-    Raises InvalidAudio for anything else, PayloadTooLarge for more than max_bytes.
+    name: how the client knows the field. Raises InvalidAudio for anything else, PayloadTooLarge for more than
+    max_bytes.
     """
     if len(data) // 4 * 3 - data[-2:].count("=") > max_bytes:
         raise PayloadTooLarge(f"The audio is larger than {max_bytes} bytes.", param="audio")
@@ -153,11 +154,11 @@ async def decode_base64(data: str, max_bytes: int) -> bytes:
         piece = data[start : start + BASE64_SLICE]
         is_last = start + BASE64_SLICE >= len(data)
         if "=" in piece and not is_last:
-            raise InvalidAudio("audio.data has padding before its end.")
+            raise InvalidAudio(f"{name} has padding before its end.")
         try:
             pieces.append(binascii.a2b_base64(piece, strict_mode=True))
         except ValueError as error:
-            raise InvalidAudio("audio.data is not valid base64.") from error
+            raise InvalidAudio(f"{name} is not valid base64.") from error
         await asyncio.sleep(0)
     return b"".join(pieces)
 

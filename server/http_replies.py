@@ -7,11 +7,9 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+from server.openai_schemas import TRANSCRIBE, TRANSLATE
 from server.service import AUDIO_FORMATS, ChatStream, ModelCard
 from server.types import Delta, Finished, Usage
-
-CAPABILITIES = ("speech_chat",)
-"""What the model can be asked for here, as `GET /v1/models` says it."""
 
 
 @dataclass(slots=True)
@@ -78,6 +76,34 @@ class Answer:
         }
 
 
+@dataclass(slots=True)
+class Transcript:
+    """A transcription or translation as it grows. `finish_reason` is not OpenAI's, but a cut must be seen."""
+
+    text: list[str] = field(default_factory=list)
+
+    def add(self, delta: Delta) -> None:
+        """Take the next piece."""
+        self.text.append(delta.text)
+
+    def whole(self, stream: ChatStream) -> dict[str, Any]:
+        """The whole reply, once the stream is exhausted."""
+        finished = _finished(stream)
+        return {
+            "text": "".join(self.text),
+            "usage": transcript_usage_json(finished.usage),
+            "finish_reason": finished.finish_reason,
+        }
+
+    def delta_event(self, delta: Delta) -> dict[str, Any]:
+        """The event of one piece."""
+        return {"type": "transcript.text.delta", "delta": delta.text}
+
+    def done_event(self, stream: ChatStream) -> dict[str, Any]:
+        """Last event of a stream: the whole reply again."""
+        return {"type": "transcript.text.done"} | self.whole(stream)
+
+
 def usage_json(usage: Usage) -> dict[str, Any]:
     """OpenAI's `usage`."""
     return {
@@ -87,6 +113,20 @@ def usage_json(usage: Usage) -> dict[str, Any]:
         "prompt_tokens_details": {
             "audio_tokens": usage.audio_tokens,
             "cached_tokens": usage.cached_tokens,
+        },
+    }
+
+
+def transcript_usage_json(usage: Usage) -> dict[str, Any]:
+    """OpenAI's `usage` of a transcription."""
+    return {
+        "type": "tokens",
+        "input_tokens": usage.prompt_tokens,
+        "output_tokens": usage.completion_tokens,
+        "total_tokens": usage.total_tokens,
+        "input_token_details": {
+            "audio_tokens": usage.audio_tokens,
+            "text_tokens": usage.prompt_tokens - usage.audio_tokens,
         },
     }
 
@@ -108,8 +148,16 @@ def model_json(card: ModelCard) -> dict[str, Any]:
         "owned_by": "wavllm",
         **limits,
         "formats": list(AUDIO_FORMATS),
-        "capabilities": list(CAPABILITIES),
+        "capabilities": capabilities(card.merged_prompt),
     }
+
+
+def capabilities(merged_prompt: str | None) -> list[str]:
+    """What the model can be asked for here; merged for one instruction, only what that instruction does."""
+    tasks = {"transcription": [TRANSCRIBE], "translation": list(TRANSLATE.values())}
+    if merged_prompt is None:
+        return ["speech_chat", "chat", *tasks]
+    return ["speech_chat", *(task for task, prompts in tasks.items() if merged_prompt in prompts)]
 
 
 def _finished(stream: ChatStream) -> Finished:

@@ -48,13 +48,12 @@ async def _disconnected(receive: Receive) -> None:
         pass
 
 
-async def collect(stream: ChatStream, answer: Answer, trace: Trace) -> dict[str, Any]:
-    """The whole reply. Aborts the request if it is left before the end."""
+async def collect(stream: ChatStream, add: Callable[[Delta], None], trace: Trace) -> None:
+    """Take the whole answer. Aborts the request if it is left before the end."""
     async with stream:
         async for delta in stream:
-            answer.add(delta)
+            add(delta)
     note_end(stream, trace)
-    return answer.completion(stream)
 
 
 def note_end(stream: ChatStream, trace: Trace) -> None:

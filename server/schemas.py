@@ -11,6 +11,9 @@ from server.validation import ChatCommand
 
 Body = TypeVar("Body", bound=BaseModel)
 
+MAX_SHOWN_CHARS = 200
+"""Of a client's own names and of pydantic's messages, which may repeat what the client sent."""
+
 
 class StrictModel(BaseModel):
     """No coercion, no unknown fields."""
@@ -28,6 +31,7 @@ class StreamOptions(StrictModel):
     """What a stream carries besides the answer."""
 
     include_usage: bool = Field(False, description="Send a last chunk with the token counts.")
+    include_obfuscation: bool = Field(False, description="Taken and ignored: nothing is padded here.")
 
 
 class ChatFields(StrictModel):
@@ -76,10 +80,6 @@ class SpeechChatBody(ChatFields):
 
     audio: AudioData
 
-    def without_audio(self) -> ChatFields:
-        """The other fields alone: the clip's base64 need not live until the answer's end."""
-        return ChatFields.model_construct(**{name: getattr(self, name) for name in ChatFields.model_fields})
-
 
 def parse_body(schema: type[Body], values: dict[str, Any]) -> Body:
     """Validate. Raises InvalidRequest for the first fault, with the field as `param` and never its value."""
@@ -97,19 +97,22 @@ def missing_audio(field: str) -> InvalidAudio:
 def _invalid(fault: Any) -> InvalidRequest:
     name = ".".join(part for part in fault["loc"] if isinstance(part, str) and part not in _VARIANTS)
     root = name.partition(".")[0]
+    # OpenAI's clients know a fault anywhere in the messages as one of `messages`.
+    param = root if root == "messages" else name[:MAX_SHOWN_CHARS]
     if not root:
         return InvalidRequest("The name of a field is not valid Unicode.")
     if fault["type"] == "extra_forbidden":
-        return InvalidRequest(f"There is no field {name[:200]}.", param=name[:200])
+        return InvalidRequest(f"There is no field {name[:MAX_SHOWN_CHARS]}.", param=param)
     if fault["type"] == "missing":
         if root == "audio":
             return missing_audio("audio.data")
-        return InvalidRequest(f"{name} is missing.", param=name)
+        return InvalidRequest(f"{name} is missing.", param=param)
     # pydantic's own words for this one name the class.
-    text = "Input should be an object" if fault["type"] == "model_type" else fault["msg"]
+    text = "Input should be an object" if fault["type"] == "model_type" else fault["msg"][:MAX_SHOWN_CHARS]
     message = f"{name}: {text}."
-    return InvalidAudio(message) if root == "audio" else InvalidRequest(message, param=name)
+    return InvalidAudio(message) if root == "audio" else InvalidRequest(message, param=param)
 
 
-_VARIANTS = frozenset({"str", "list[str]"})
+TEXT, PARTS = "a text", "a list of parts"
+_VARIANTS = frozenset({"str", "list[str]", TEXT, PARTS})
 """What pydantic adds to the path of a union's faults."""

@@ -44,7 +44,7 @@ from server.types import (
     GenerateRequest,
     Stage,
 )
-from server.validation import ChatCommand, check_command, sampling_params
+from server.validation import ChatCommand, check_command, sampling_params, unknown_model
 from server.warmup import tone_wav
 
 __all__ = [
@@ -226,6 +226,13 @@ class SpeechService:
             random_weights=info.random_weights,
         )
         return (card,)
+
+    def model(self, name: str) -> ModelCard:
+        """One served model. Raises ModelNotFound, and NotReady before it is loaded."""
+        for card in self.models():
+            if card.id == name:
+                return card
+        raise unknown_model()
 
     def _admit(self, num_bytes: int, api_key: str | None) -> Slot:
         client = self._keys.identify(api_key)

@@ -41,7 +41,7 @@ class ChatCommand:
 def check_command(command: ChatCommand, settings: Settings, info: ModelInfo) -> None:
     """Raise the first fault: ModelNotFound, InvalidRequest, InvalidAudio or PayloadTooLarge."""
     if command.model and command.model != info.name:
-        raise ModelNotFound("This model is not served here; see /v1/models.", param="model")
+        raise unknown_model()
     _check_text("prompt", command.prompt, settings.max_prompt_chars)
     if command.system is not None:
         _check_text("system", command.system, settings.max_prompt_chars)
@@ -51,6 +51,11 @@ def check_command(command: ChatCommand, settings: Settings, info: ModelInfo) -> 
     check_sampling(command)
     _check_stop(command.stop, settings.max_prompt_chars)
     _check_lengths(command, settings)
+
+
+def unknown_model() -> ModelNotFound:
+    """The refusal of a model's name."""
+    return ModelNotFound("This model is not served here; see /v1/models.", param="model")
 
 
 def sampling_params(command: ChatCommand, settings: Settings) -> SamplingParams:

@@ -451,7 +451,8 @@ async def test_openapi_describes_both_bodies():
         spec = (await client.get("/openapi.json")).json()
     content = spec["paths"][CHAT]["post"]["requestBody"]["content"]
     assert "file" in content["multipart/form-data"]["schema"]["properties"]
-    assert "audio" in content["application/json"]["schema"]["required"]
+    assert content["application/json"]["schema"] == {"$ref": "#/components/schemas/SpeechChatBody"}
+    assert set(spec["components"]["schemas"]["SpeechChatBody"]["required"]) == {"prompt", "audio"}
 
 
 async def test_no_content_reaches_logs_or_metrics(caplog):

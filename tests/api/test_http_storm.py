@@ -11,6 +11,7 @@ from fakes import FakeDecoder, FakeEngine, eventually, make_service, wav_clip
 from http_harness import LiveServer, check_law, counted, json_body, live_server, post, post_head
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from openai_harness import text_part, user
 
 from server.errors import EngineError, ServerError
 from server.service import ChatCommand
@@ -38,6 +39,15 @@ class RandomDecoder(FakeDecoder):
         return await super().decode(data)
 
 
+def transcription_post(streamed: bool) -> bytes:
+    """A whole transcription request."""
+    name = b'--B\r\ncontent-disposition: form-data; name="%s"%s\r\n\r\n%s\r\n'
+    fields = name % (b"stream", b"", b"true" if streamed else b"false")
+    body = fields + name % (b"file", b'; filename="a"', wav_clip()) + b"--B--\r\n"
+    kind = "multipart/form-data; boundary=B"
+    return post_head(len(body), path="/v1/audio/transcriptions", kind=kind) + body
+
+
 async def random_client(server: LiveServer, rng: random.Random) -> None:
     """One client that may send garbage, dribble, vanish at any byte, or read to the end."""
     client = await server.connect()
@@ -46,6 +56,9 @@ async def random_client(server: LiveServer, rng: random.Random) -> None:
             post(json_body(stream=rng.random() < 0.5, timeout_s=rng.choice((0.004, 0.02, 5.0)))),
             post(json_body(prompt=5)),
             post(json_body(audio={"data": "AAAA"})),
+            post({"messages": [user()], "stream": rng.random() < 0.5}, path="/v1/chat/completions"),
+            post({"messages": [user(text_part("Hi"))]}, path="/v1/chat/completions"),
+            transcription_post(rng.random() < 0.5),
             post_head(10**9),
             post_head(50) + b"{}",
         ]

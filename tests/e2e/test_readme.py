@@ -50,8 +50,11 @@ def test_curl(server: ServerProcess, block: str) -> None:
     if "stream=true" in block:
         assert printed.startswith("data: {")
         assert printed.rstrip().endswith("data: [DONE]")
-    elif "/v1/speech/chat" in block:
+    elif "/v1/speech/chat" in block or "/v1/chat/completions" in block:
         assert '"choices":[{' in printed
+    elif "/v1/audio/" in block:
+        assert printed.startswith('{"text":"')
+        assert '"usage":{"type":"tokens"' in printed
     else:
         assert "max_audio_seconds" in printed
         assert "num_requests_running" in printed

@@ -47,6 +47,13 @@ def test_the_instruction_key_is_that_of_its_ids_and_empty_without_lora() -> None
     assert dataclasses.replace(PROMPT, adapter_ids=()).instruction_key == b""
 
 
+def test_text_alone_shares_no_page_with_the_same_tokens_read_with_the_lora() -> None:
+    text = (1, 8, 9, 4, 4, 7)
+    alone = sequence_of(PromptTokens(text, (), 0, b"", ()))
+    with_lora = sequence_of(PromptTokens(text, (), 0, b"", (5, 6)))
+    assert not set(hashes(alone, 2)) & set(hashes(with_lora, 2))
+
+
 def test_hashes_of_the_same_tokens_agree_however_they_came() -> None:
     whole = sequence_of(PROMPT, (30, 31, 32))
     growing = sequence_of(PROMPT)
