@@ -66,7 +66,8 @@ def _fold(word: str, references: Collection[str]) -> str | None:
 def _affirmed(words: list[str]) -> Iterator[str]:
     for position, word in enumerate(words):
         before = words[max(0, position - _NEGATION_REACH - 1) : position]
-        if "only" in before or _NEGATIONS.isdisjoint(before):
+        denied = before[before.index("but") :] if "but" in before else before
+        if "only" in before or _NEGATIONS.isdisjoint(denied):
             yield word
 
 
@@ -132,10 +133,12 @@ def options(prompt: str) -> dict[str, str]:
         for found in re.finditer(r"(?<!\w)([A-H])\s?[.):\u3001\uff0e\uff1a]\s*", prompt)
     ]
     chains = [_chain(markers[start:]) for start, marker in enumerate(markers) if marker[0] == "A"]
-    best = max(chains, key=len, default=[])
+    # Of equal chains the last: an "A." may stand in a name before the options.
+    best = max(reversed(chains), key=len, default=[])
     ends = [start for _, start, _ in best[1:]] + [len(prompt)]
     texts = (
-        prompt[begin:end].strip(" \t;,.\uff1b\u3002") for (_, _, begin), end in zip(best, ends, strict=False)
+        prompt[begin:end].rstrip("( ").strip(" \t;,.\uff1b\u3002")
+        for (_, _, begin), end in zip(best, ends, strict=False)
     )
     return {letter: text for (letter, _, _), text in zip(best, texts, strict=True)} if len(best) > 1 else {}
 
