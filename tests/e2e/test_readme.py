@@ -101,5 +101,5 @@ def test_convert_and_export(golden_model: Path, tmp_path: Path) -> None:
 
 def test_flags_that_the_readme_names_exist() -> None:
     flags = set(re.findall(r"`(--[a-z-]+)", README))
-    helps = "".join(shell(f"{CONSOLE_SCRIPT} {command} --help") for command in ("serve", "convert", "ask", "eval"))
+    helps = "".join(shell(f"{CONSOLE_SCRIPT} {command} --help") for command in ("serve", "convert", "ask"))
     assert {flag for flag in flags if flag not in helps} == set()
