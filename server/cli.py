@@ -30,6 +30,15 @@ Then: wavllm serve --model models/wavllm
 """
 EXPORT_EXAMPLES = """Example: wavllm export --model models/wavllm --peft my-adapter"""
 
+EVAL_EXAMPLES = """Examples:
+
+  wavllm eval asr.tsv --model models/wavllm --device cuda
+
+  wavllm eval gaokao.tsv --server http://127.0.0.1:8000 --audio-root /data/gaokao
+
+Run again to go on after an interruption.
+"""
+
 ModelDir = Annotated[
     Path | None, typer.Option("--model", help="Checkpoint directory.", show_default="the embedded default")
 ]
@@ -132,6 +141,76 @@ def export(
     to_adapter(model, peft)
 
 
+def evaluate(
+    manifest: Annotated[Path, typer.Argument(help="TSV with the columns id, audio, prompt, tgt_text.")],
+    server: Annotated[
+        str | None, typer.Option(help="URL of a running server.", show_default="a model in this process")
+    ] = None,
+    api_key: Annotated[str | None, typer.Option(help="Key for that server.", show_default=False)] = None,
+    model: ModelDir = None,
+    device: Annotated[
+        str | None, typer.Option(help="auto, cpu, cuda or cuda:N.", show_default="auto")
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="auto, float32, bfloat16, float16 or float64.", show_default="auto"),
+    ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(help="Task of rows without one.", show_default="the column task, else the file's name"),
+    ] = None,
+    audio_root: Annotated[
+        Path | None,
+        typer.Option(help="Where audio is that is not beside the manifest.", show_default=False),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Directory of the results.", show_default="eval-results/MANIFEST")
+    ] = None,
+    concurrency: Annotated[int, typer.Option(min=1, help="Questions asked at the same time.")] = 8,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer in tokens.")] = 256,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Only the first so many rows.", show_default=False)
+    ] = None,
+    spelling: Annotated[
+        Path | None,
+        typer.Option(help="Whisper's British-American word list (JSON), for WER.", show_default=False),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Forget the answers of earlier runs.")
+    ] = False,
+) -> None:
+    """Ask all questions of a manifest, greedily, and score the answers per task.
+
+    Exit code 1 if any question failed. Needs the extra `eval`.
+    """
+    local = {"--model": model, "--device": device, "--dtype": dtype}
+    if server is None:
+        _refuse({"--api-key": api_key}, "a model in this process; it needs --server")
+    else:
+        _refuse(local, "--server")
+    from server.cli_eval import run_plan
+    from server.eval.run import Plan
+
+    run_plan(
+        Plan(
+            manifest,
+            server,
+            api_key,
+            model,
+            device or "auto",
+            dtype or "auto",
+            task,
+            audio_root,
+            output,
+            concurrency,
+            max_tokens,
+            limit,
+            spelling,
+            overwrite,
+        )
+    )
+
+
 def build_app() -> typer.Typer:
     """All commands. Loads the settings, from which the flags of `serve` are made."""
     from server.cli_serve import SERVE_EXAMPLES, make_serve
@@ -141,6 +220,7 @@ def build_app() -> typer.Typer:
     app.command("ask", epilog=ASK_EXAMPLES)(ask)
     app.command("convert", epilog=CONVERT_EXAMPLES)(convert)
     app.command("export", epilog=EXPORT_EXAMPLES)(export)
+    app.command("eval", epilog=EVAL_EXAMPLES)(evaluate)
     return app
 
 

@@ -35,10 +35,10 @@ def open_whisper(config: SpeechLLMConfig) -> nn.Module:
 
 
 @torch.inference_mode()
-def whisper_features(encoder: nn.Module, extract: AudioFeatures, waves: list[np.ndarray]) -> list[np.ndarray]:
+def whisper_features(encoder: nn.Module, windows: AudioFeatures, waves: list[np.ndarray]) -> list[np.ndarray]:
     """Waves [T] of one window each -> frames [F, d_model] float16 each, as the branch reads them."""
     device = next(encoder.parameters()).device
-    clips = [extract(torch.from_numpy(wave)) for wave in waves]
+    clips = [windows(torch.from_numpy(wave)) for wave in waves]
     hidden = encoder(torch.cat([clip.log_mel for clip in clips]).to(device)).last_hidden_state
     return [rows[: clip.num_frames].half().cpu().numpy() for rows, clip in zip(hidden, clips, strict=True)]
 
@@ -53,8 +53,8 @@ def wavlm_features(encoder: AudioEncoder, waves: list[np.ndarray]) -> list[np.nd
 
 def extract_whisper(config: SpeechLLMConfig, state: State, device: torch.device) -> None:
     """Encode what is missing with Whisper."""
-    encoder, extract = open_whisper(config).to(device), AudioFeatures(config)
-    extract(state, "whisper", lambda waves: whisper_features(encoder, extract, waves))
+    encoder, windows = open_whisper(config).to(device), AudioFeatures(config)
+    extract(state, "whisper", lambda waves: whisper_features(encoder, windows, waves))
 
 
 def extract_wavlm(encoder: AudioEncoder, state: State) -> None:

@@ -52,7 +52,7 @@ def test_importing_the_command_line_is_light():
 def test_help_lists_the_commands_and_each_has_an_example():
     top = run("--help")
     assert top.returncode == 0
-    for command in ("serve", "ask", "convert", "export"):
+    for command in ("serve", "ask", "convert", "export", "eval"):
         assert command in top.stdout
         text = run(command, "--help")
         assert text.returncode == 0

@@ -1,0 +1,127 @@
+"""The answers of a run on disk: appended as they come, found again by the next run with the same settings."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TextIO
+
+from server.eval.types import Answer, EvalError, Row
+
+ANSWERS = "answers.jsonl"
+SETTINGS = "run.json"
+RESULTS = (ANSWERS, SETTINGS, "report.json", "report.md")
+
+Settings = Mapping[str, str | int | None]
+
+
+class AnswerFile:
+    """One run's `answers.jsonl`; a context manager. Lines: the row, and what `Answer` has.
+
+    Holds a lock, so that two runs never write into one directory. Raises EvalError if it is taken, or if the
+    directory belongs to a run with other settings or rows.
+    """
+
+    def __init__(
+        self, directory: Path, settings: Settings, rows: list[Row], *, overwrite: bool = False
+    ) -> None:
+        self._directory = directory
+        self._rows = {row.key: row for row in rows}
+        directory.mkdir(parents=True, exist_ok=True)
+        self._file = _locked(directory / ANSWERS)
+        try:
+            if overwrite:
+                self._clear()
+            self.answers = self._resume(settings)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> AnswerFile:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._file.close()
+
+    def add(self, row: Row, answer: Answer) -> None:
+        """Keep an answer, on disk before anything else happens."""
+        asked = {
+            "row": row.key,
+            "id": row.id,
+            "task": row.task,
+            "prompt": row.prompt,
+            "reference": row.reference,
+        }
+        said = asdict(answer)
+        record = asked | {"answer": said.pop("text")} | said
+        self._file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        self._file.flush()
+        self.answers[row.key] = answer
+
+    def _clear(self) -> None:
+        self._file.truncate(0)
+        stale = [self._directory / name for name in RESULTS if name != ANSWERS]
+        for path in (*stale, *self._directory.glob("confusion-*.png")):
+            path.unlink(missing_ok=True)
+
+    def _resume(self, settings: Settings) -> dict[str, Answer]:
+        path = self._directory / SETTINGS
+        text = _whole_lines(self._directory / ANSWERS, self._file)
+        if path.exists() or text:
+            self._check_settings(path, settings)
+        else:
+            path.write_text(json.dumps(dict(settings), indent=2) + "\n", encoding="utf-8")
+        return dict(self._read(text))
+
+    def _check_settings(self, path: Path, settings: Settings) -> None:
+        try:
+            before = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            before = None
+        if not isinstance(before, dict):
+            raise self._refusal(f"{SETTINGS} cannot be read")
+        changed = [name for name in {**before, **settings} if before.get(name) != settings.get(name)]
+        if changed:
+            name = changed[0]
+            raise self._refusal(f"{name} was {before.get(name)!r} and is now {settings.get(name)!r}")
+
+    def _read(self, text: str) -> Iterator[tuple[str, Answer]]:
+        """Later lines win: a failed question may have been asked again."""
+        for number, line in enumerate(text.split("\n")[:-1], 1):  # texts may hold other line ends
+            try:
+                key, answer = _answer(json.loads(line))
+            except (ValueError, KeyError, TypeError) as error:
+                raise self._refusal(f"{ANSWERS} line {number} is not an answer") from error
+            if key not in self._rows:
+                raise self._refusal(f"{ANSWERS} line {number} answers a row that the manifest does not have")
+            yield key, answer
+
+    def _refusal(self, why: str) -> EvalError:
+        return EvalError(f"{self._directory}: holds another run: {why}; use another --output, or --overwrite")
+
+
+def _answer(record: dict[str, Any]) -> tuple[str, Answer]:
+    names = ("finish_reason", "latency_ms", "error")
+    return record["row"], Answer(record["answer"], *(record[name] for name in names))
+
+
+def _locked(path: Path) -> TextIO:
+    file = path.open("a", encoding="utf-8")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.close()
+        raise EvalError(f"{path.parent}: another run is writing here") from error
+    return file
+
+
+def _whole_lines(path: Path, file: TextIO) -> str:
+    """The file's text; a last line that was cut by a kill is taken off, on disk too."""
+    data = path.read_bytes()
+    whole = data[: data.rfind(b"\n") + 1]
+    if len(whole) != len(data):
+        file.truncate(len(whole))
+    return whole.decode("utf-8", errors="replace")

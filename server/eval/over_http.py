@@ -1,0 +1,138 @@
+"""Answers from a running server, over its REST API."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import httpx
+
+from server.eval.types import Answer, EvalError, Row
+
+CHAT = "/v1/speech/chat"
+MODELS = "/v1/models"
+TIMEOUT_S = 900.0
+"""More than any deadline of the server's; so long without a byte, and it is gone."""
+MAX_WAIT_S = 600.0
+"""A question that was put off for so long is given up."""
+FIRST_PAUSE_S = 0.5
+MAX_PAUSE_S = 30.0
+NUM_CONNECT_ATTEMPTS = 5
+BUSY = frozenset({429, 503})
+FATAL_STATUS = frozenset({401, 403, 404, 405})
+FATAL_PARAMS = frozenset({"model", "max_tokens"})
+"""What is wrong with one question is then wrong with all."""
+
+
+class HttpAnswerer:
+    """Asks one server; close it with `aclose`.
+
+    pause: how it waits; replaced in tests. transport: httpx's, likewise.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        api_key: str | None,
+        max_tokens: int,
+        *,
+        transport: httpx.AsyncBaseTransport | None = None,
+        pause: Any = asyncio.sleep,
+    ) -> None:
+        headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
+        limits = httpx.Limits(max_connections=None)
+        self._client = httpx.AsyncClient(
+            base_url=url.rstrip("/"), headers=headers, timeout=TIMEOUT_S, limits=limits, transport=transport
+        )
+        self._url = url
+        self._max_tokens = max_tokens
+        self._pause = pause
+
+    async def aclose(self) -> None:
+        """Close all connections."""
+        await self._client.aclose()
+
+    async def model_name(self) -> str:
+        """What the server serves. Raises EvalError if it is no server of this kind."""
+        try:
+            response = await self._send("GET", MODELS)
+            self._raise_if_fatal(response)
+            return str(response.json()["data"][0]["id"])
+        except (httpx.TransportError, ValueError, KeyError, IndexError, TypeError) as error:
+            raise EvalError(f"{self._url}: does not answer as a WavLLM server does ({error!r})") from error
+
+    async def answer(self, row: Row) -> Answer:
+        """Ask; waits and asks again while the server is busy."""
+        try:
+            clip = await asyncio.to_thread(row.audio.read_bytes)
+        except OSError as error:
+            return Answer(error=f"{row.audio}: {error.strerror}")
+        return await self._ask_until_taken(row, clip)
+
+    async def _ask_until_taken(self, row: Row, clip: bytes) -> Answer:
+        waited_s, pause_s = 0.0, FIRST_PAUSE_S
+        while True:
+            begin = time.monotonic()
+            try:
+                response = await self._send(
+                    "POST",
+                    CHAT,
+                    files={"file": ("clip", clip)},
+                    data={"prompt": row.prompt, "max_tokens": str(self._max_tokens)},
+                )
+            except httpx.TransportError as error:
+                return Answer(error=f"connection: {error!r}")
+            latency_ms = (time.monotonic() - begin) * 1e3
+            if response.status_code not in BUSY or waited_s >= MAX_WAIT_S:
+                return self._answer_of(response, latency_ms)
+            wait_s = _retry_after_s(response) or pause_s
+            await self._pause(wait_s)
+            waited_s, pause_s = waited_s + wait_s, min(2 * pause_s, MAX_PAUSE_S)
+
+    async def _send(self, method: str, path: str, **content: Any) -> httpx.Response:
+        """Connect, patiently: a server may be restarting. Raises EvalError if it stays away."""
+        for attempt in range(NUM_CONNECT_ATTEMPTS):
+            try:
+                return await self._client.request(method, path, **content)
+            except httpx.ConnectError as error:
+                cause = error
+            if attempt + 1 < NUM_CONNECT_ATTEMPTS:
+                await self._pause(FIRST_PAUSE_S * 2**attempt)
+        raise EvalError(f"{self._url}: cannot connect: {cause}")
+
+    def _answer_of(self, response: httpx.Response, latency_ms: float) -> Answer:
+        self._raise_if_fatal(response)
+        if response.status_code != 200:
+            return Answer(error=f"{response.status_code}: {_message(response)}")
+        try:
+            choice = response.json()["choices"][0]
+            text, finish_reason = choice["message"]["content"], choice["finish_reason"]
+        except (ValueError, KeyError, IndexError, TypeError) as error:
+            return Answer(error=f"the server's reply cannot be read: {error!r}")
+        return Answer(text, finish_reason, round(latency_ms, 3))
+
+    def _raise_if_fatal(self, response: httpx.Response) -> None:
+        if response.status_code in FATAL_STATUS or _error(response).get("param") in FATAL_PARAMS:
+            raise EvalError(f"{self._url}: {response.status_code}: {_message(response)}")
+
+
+def _retry_after_s(response: httpx.Response) -> float | None:
+    """The header's seconds; None for a date or nonsense."""
+    value = response.headers.get("retry-after", "")
+    return float(value) if value.isdecimal() and float(value) > 0 else None
+
+
+def _error(response: httpx.Response) -> dict[str, Any]:
+    """The body's `error`, or {}."""
+    if response.status_code == 200:
+        return {}
+    try:
+        error = response.json()["error"]
+    except (ValueError, KeyError, TypeError):
+        return {}
+    return error if isinstance(error, dict) else {}
+
+
+def _message(response: httpx.Response) -> str:
+    return str(_error(response).get("message") or response.reason_phrase)

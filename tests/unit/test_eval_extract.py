@@ -1,0 +1,227 @@
+"""Tables of answers and what they chose."""
+
+from __future__ import annotations
+
+import pytest
+
+from server.eval import extract
+from server.eval.tasks import Kind, bleu_tokenizer, canonical, kind_of, task_of_file
+
+FOUR = {"happy", "sad", "angry", "neutral"}
+
+
+@pytest.mark.parametrize(
+    ("answer", "chosen"),
+    [
+        ("sad", "sad"),
+        ("The speaker sounds SAD.", "sad"),
+        ("joy", "happy"),
+        ("She is full of happiness!", "happy"),
+        ("There is anger in his voice.", "angry"),
+        ("The tone is calm.", "neutral"),
+        ("excited", "happy"),
+        ("He is not happy but sad.", "sad"),
+        ("She isn't angry, she is neutral", "neutral"),
+        ("not only angry", "angry"),
+        ("He isn't happy.", None),
+        ("Either happy or sad.", None),
+        ("fear", "fearful"),
+        ("The man speaks about his dog.", None),
+        ("unhappy", "sad"),
+        ("", None),
+    ],
+)
+def test_emotions(answer, chosen):
+    assert extract.emotion(answer, FOUR) == chosen
+
+
+def test_emotions_that_the_references_tell_apart():
+    assert extract.emotion("excited", {*FOUR, "excited"}) == "excited"
+    assert extract.emotion("wistful", {"wistful"}) == "wistful"
+    assert extract.emotion_reference("Happiness") == "happy"
+    assert extract.emotion_reference("exc") == "excited"
+    assert extract.emotion_reference("Wistful") == "wistful"
+
+
+ONE = "Is there only one speaker in the audio clip?"
+TWO = "Are there two different speakers?"
+MORE = "Does more than one person speak?"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "answer", "chosen"),
+    [
+        (ONE, "Yes", "yes"),
+        (ONE, "no.", "no"),
+        (ONE, "No, there are two.", "no"),
+        (ONE, "The answer is yes.", "yes"),
+        (ONE, "There is only one speaker.", "yes"),
+        (ONE, "There are two speakers: one man, one woman.", "no"),
+        (ONE, "There is more than one speaker", "no"),
+        (ONE, "There is not just one speaker", "no"),
+        (ONE, "A single person; there is no other speaker.", "yes"),
+        (ONE, "I know nothing.", None),
+        (TWO, "There is one speaker.", "no"),
+        (TWO, "Two.", "yes"),
+        (MORE, "Multiple people are talking.", "yes"),
+        (MORE, "only one", "no"),
+        ("Do the two clips have the same speaker?", "They come from the same speaker.", "yes"),
+        ("Do the two clips have the same speaker?", "They come from two different speakers.", "no"),
+        ("Do the two clips have the same speaker?", "They are not the same.", "no"),
+        ("Tell me about the voices.", "one", None),
+    ],
+)
+def test_speakers_yes_or_no(prompt, answer, chosen):
+    assert extract.speakers(answer, prompt, {"yes", "no"}) == chosen
+
+
+@pytest.mark.parametrize(
+    ("answer", "chosen"),
+    [
+        ("Two.", "two"),
+        ("There are 2 speakers", "two"),
+        ("a single one", "one"),
+        ("one or two", None),
+        ("", None),
+    ],
+)
+def test_how_many_speakers(answer, chosen):
+    assert extract.speakers(answer, "How many people speak?", {"one", "two"}) == chosen
+
+
+def test_speaker_references():
+    assert [extract.speaker_reference(text) for text in ("Yes", "no.", "2", "Two speakers")] == [
+        "yes",
+        "no",
+        "two",
+        "two",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "choices"),
+    [
+        (
+            "What will the man do next? A. Start to take exercise; B. Do as he always does; C. Change it.",
+            {"A": "Start to take exercise", "B": "Do as he always does", "C": "Change it"},
+        ),
+        ("Rich? A. Rich B. Wise C. Funny", {"A": "Rich", "B": "Wise", "C": "Funny"}),
+        ("When? A. 8:00 p.m; B. 7:30 p.m", {"A": "8:00 p.m", "B": "7:30 p.m"}),
+        ("How? (A) By car (B) By bus", {"A": "By car", "B": "By bus"}),
+        ("Who is Mr. A. Smith? A. One; B. Two; C. Three", {"A": "One", "B": "Two", "C": "Three"}),
+        (
+            "What's in it? A. Vitamin C. and more; B. Iron; C. Salt",
+            {"A": "Vitamin C. and more", "B": "Iron", "C": "Salt"},
+        ),
+        ("What is said?", {}),
+        ("A. Nothing else", {}),
+    ],
+)
+def test_options(prompt, choices):
+    assert extract.options(prompt) == choices
+
+
+CHOICES = {"A": "Mail a letter", "B": "Use the restroom", "C": "Find the police station", "D": "The station"}
+
+
+@pytest.mark.parametrize(
+    ("answer", "letter"),
+    [
+        ("B", "B"),
+        ("b.", "B"),
+        ("(B)", "B"),
+        ("B. Use the restroom", "B"),
+        ("B: she is late", "B"),
+        ("**C**", "C"),
+        ("A, because he said so", "A"),
+        ("The answer is C.", "C"),
+        ("The correct answer is: A", "A"),
+        ("I would take option D here.", "D"),
+        ("Probably (C), not sure", "C"),
+        ("use the restroom!", "B"),
+        ("She wants to find the police station.", "C"),
+        ("the station", "D"),
+        ("A man wants to leave.", None),
+        ("Either (A) or (B)", None),
+        ("E", None),
+        ("mail a letter or use the restroom", None),
+        ("", None),
+    ],
+)
+def test_choices(answer, letter):
+    assert extract.choice(answer, CHOICES) == letter
+
+
+def test_the_longer_option_wins_over_one_inside_it():
+    choices = {"A": "In the morning", "B": "Early in the morning"}
+    assert extract.choice("He left early in the morning.", choices) == "B"
+    assert extract.choice("He left in the morning.", choices) == "A"
+
+
+def test_without_options_letters_count():
+    assert extract.choice("D.", {}) == "D"
+    assert extract.choice("in the morning", {}) is None
+    assert extract.choice_reference("A. 7:00", {}) == "A"
+    assert extract.choice_reference("Use the restroom", CHOICES) == "B"
+    assert extract.choice_reference("Something else", CHOICES) == "something else"
+
+
+COT = (
+    "First of all, transcribe the audio recording into text; Additionally given this text, condense it, "
+    "no more than 20 words?; Lastly disregarding the sound, translate this English summary into German."
+)
+II = (
+    "To begin, Transcribe the recording; Subsequently, How does the woman go home? A. By bus; B. In the "
+    "man's car; C. In her father's car.; Furthermore, ignore it, What is the capital?; Lastly, Continue it"
+)
+
+
+def test_how_many_parts_are_asked_for():
+    assert extract.num_instructions(COT, "Drei Filme im Rennen") == 3
+    assert extract.num_instructions(II, "") == 4
+    assert extract.num_instructions("anything", "ASR+SQA+SFT+Continue") == 4
+    assert extract.num_instructions("Summarise", "Eins") == 1
+    assert extract.is_labels("ASR+SUMM+ST_C_new")
+    assert not extract.is_labels("C++ und mehr")
+
+
+def test_parts_of_an_answer():
+    assert extract.parts("One; two;\n\nthree.", 3) == ["One", "two", "three."]
+    assert extract.parts("One. Two! Drei", 3) == ["One.", "Two!", "Drei"]
+    assert extract.parts("First. Still first; second", 2) == ["First. Still first", "second"]
+    assert extract.parts(" ; .", 1) == []
+
+
+def test_plain():
+    assert extract.plain("  The \uff23at's  — “hat”! ") == "the cat s hat"
+
+
+@pytest.mark.parametrize(
+    ("stem", "task"),
+    [
+        ("asr", "asr"),
+        ("test-clean_asr", "asr"),
+        ("EN2DE", "en2de"),
+        ("covost2.en2zh.test", "en2zh"),
+        ("gaokao", "SQA"),
+        ("sqa", "SQA"),
+        ("SQQA", "SQQA"),
+        ("CoT-task-story", "CoT-task-story"),
+        ("CoT-task", "CoT-task"),
+        ("II-task", "II-task"),
+        ("manifest", None),
+        ("asr_and_emo", None),
+        ("b2b", None),
+    ],
+)
+def test_tasks_of_file_names(stem, task):
+    assert task_of_file(stem) == task
+
+
+def test_kinds():
+    assert kind_of(canonical("ASR")) is Kind.TRANSCRIPTION
+    assert kind_of("en2de") is Kind.TRANSLATION
+    assert kind_of("SQA") is Kind.CHOICE
+    assert kind_of("CoT-task-story") is Kind.STEPS
+    assert kind_of("my own task") is Kind.TEXT
+    assert [bleu_tokenizer(task) for task in ("en2de", "en2zh", "en2ja")] == ["13a", "zh", "char"]
