@@ -19,7 +19,6 @@ RUN python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))
 COPY README.md LICENSE NOTICE ./
 COPY model model
 COPY server server
-RUN test -e model/default/config.json || python -m model.tiny model/default
 RUN pip install --no-deps --no-build-isolation .
 
 

@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 # For example: make env PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 PIP_FLAGS ?=
 
-.PHONY: help env serve test test-all test-gpu lint proto lock clean
+.PHONY: help env env-train serve test test-all test-gpu lint proto train lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -15,8 +15,15 @@ $(VENV)/.stamp: requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -r requirements.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
-	test -e model/default/config.json || $(BIN)/python -m model.tiny model/default
 	touch $@
+
+env-train: env ## add what training needs: synthetic voices, Whisper tiny.en, flite
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock -r requirements-train.lock
+	command -v flite >/dev/null || apt-get install -y flite
+
+TRAIN ?= --recipe cpu
+train: env-train ## train the embedded default into training/state/model (TRAIN="--recipe gpu --device cuda")
+	$(BIN)/python -m training all training/state/model $(TRAIN)
 
 lock: ## pin what is installed now into requirements.lock
 	(sed -n '/^#/p' requirements.lock; \
@@ -38,7 +45,7 @@ proto: env ## write server/pb from proto/
 test: env lint ## the default checks and tests, under 10 minutes
 	$(BIN)/pytest
 
-test-all: env lint ## every test that needs no GPU; installs curl and openssl where they are missing
+test-all: env-train lint ## every test that needs no GPU; installs curl, openssl and flite where they are missing
 	for tool in curl openssl; do command -v $$tool >/dev/null || apt-get install -y $$tool || exit 1; done
 	$(BIN)/pytest -m 'not gpu' --no-skips
 

@@ -239,7 +239,7 @@ class AudioEncoder(nn.Module):
         return [self.fold_wavlm(states[:, i, :length]) for i, length in enumerate(lengths)]
 
     def wavlm_states(self, waves: Sequence[Tensor]) -> tuple[Tensor, list[int]]:
-        """Waves [T] -> every layer's output [layers + 1, B, F, C], rows padded to F, and each row's frames."""
+        """Waves [T] -> all layers' outputs [layers + 1, B, F, C], rows padded to F; each row's frames."""
         projected = [self._wavlm_front_end(wave) for wave in waves]
         lengths = [len(rows) for rows in projected]
         padded = nn.utils.rnn.pad_sequence(projected, batch_first=True)

@@ -38,7 +38,7 @@ class Clip:
 
 
 class Dataset:
-    """All clips of a split that have been encoded. Frames are read from memory-mapped files when asked for."""
+    """All clips of a split that have been encoded; frames are read from memory-mapped files on demand."""
 
     def __init__(self, state: State, split: str, config: WavLMEncoderConfig, need_wavlm: bool = True) -> None:
         self._config = config
@@ -79,8 +79,8 @@ class Dataset:
 
 
 def epoch_order(size: int, seed: str, step: int, batch: int) -> list[int]:
-    """Clips of step `step`: every epoch a new order, a function of seed and step alone, so a run resumes
-    exactly.
+    """Clips of step `step`. Every epoch has an order of its own, which seed and step alone decide, so that a
+    run resumes exactly.
     """
     per_epoch = max(1, size // batch)
     order = list(range(size))

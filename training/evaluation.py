@@ -32,7 +32,8 @@ MAX_SECONDS = 10.0
 HEADER = ("id", "audio", "prompt", "tgt_text", "task")
 PUBLISHED = {
     "asr": "asr", "en2de": "en2de", "sv": "sv", "emotion": "emo", "sqa": "SQA", "content": "content",
-    "sqqa": "SQQA", "summary": "summary", "ii": "II-task", "cot": "CoT-task", "text": "text", "refusal": "refusal",
+    "sqqa": "SQQA", "summary": "summary", "ii": "II-task", "cot": "CoT-task", "text": "text",
+    "refusal": "refusal",
 }  # fmt: skip
 """Our tasks' names in published manifests, which say how they are scored."""
 

@@ -28,7 +28,7 @@ BATCH = 4
 
 def open_whisper(config: SpeechLLMConfig) -> nn.Module:
     """Whisper tiny.en's encoder with a window of `window_seconds`, frozen."""
-    encoder = build_whisper(config.whisper)
+    encoder: nn.Module = build_whisper(config.whisper)
     weights = load_encoder_weights(find_model_bin(), config.whisper.max_source_positions)
     encoder.load_state_dict(weights, strict=True)
     return encoder.eval().requires_grad_(False)

@@ -48,7 +48,7 @@ def simulate(ids: Sequence[int], rng: random.Random, vocab_size: int) -> list[in
 def draw_tasks(script: Script, count: int, weights: dict[str, float], rng: random.Random) -> list[str]:
     """Up to `count` different tasks that fit a clip, by weight."""
     left = {task: weights[task] for task in tasks_for(script) if task in weights}
-    chosen = []
+    chosen: list[str] = []
     while left and len(chosen) < count:
         task = rng.choices(list(left), list(left.values()))[0]
         chosen.append(task)
@@ -109,6 +109,7 @@ class LanguageStage:
     def _embed(self, heard: list[int]) -> Tensor:
         """[n, D]: token embeddings, zeros for BLANK, all with noise of a strength that varies."""
         ids = torch.tensor(heard, dtype=torch.long, device=self.model.device)
-        rows = self.model.llama.embed_tokens(ids.clamp(min=0)).detach() * (ids >= 0)[:, None]
+        rows: Tensor = self.model.llama.embed_tokens(ids.clamp(min=0)).detach() * (ids >= 0)[:, None]
         strength = torch.rand((), device=rows.device) * 0.4 + 0.05
-        return rows + torch.randn_like(rows) * strength * rows.shape[1] ** -0.5
+        noise = torch.randn_like(rows) * strength * rows.shape[1] ** -0.5
+        return rows.add(noise)

@@ -23,8 +23,10 @@ from training.network import (
     answer_logits,
     answer_loss,
     audio_embeddings,
+    fix_scale,
     prompt_scales,
     right_answers,
+    silence_wavlm,
     train_only,
 )
 from training.recipe import Recipe
@@ -34,11 +36,10 @@ from training.tokens import Encoder, Segment
 
 ADAPTERS = (
     "audio_encoder.whisper_branch",
-    "audio_encoder.wavlm_branch",
-    "audio_encoder.wavlm_layer_weights",
     "audio_encoder.fusion",
     "align.",
 )
+WAVLM_ADAPTERS = ("audio_encoder.wavlm_branch", "audio_encoder.wavlm_layer_weights")
 WEIGHTS = {
     "asr": 3.0, "en2de": 3.5, "sv": 2.0, "emotion": 1.2, "sqa": 2.0, "content": 1.5, "sqqa": 3.0,
     "summary": 1.2, "text": 0.5, "refusal": 0.6,
@@ -123,7 +124,15 @@ class ListeningStage:
     data: Dataset
 
     def __post_init__(self) -> None:
+        if not self.recipe.use_wavlm:
+            silence_wavlm(self.model)
+        if not self.recipe.use_prompt_adapter:
+            fix_scale(self.model)
         self.trained = Listener(self.model)
+
+    def train_only(self, *parts: str) -> None:
+        """Freeze all but the adapters, the fusion and `parts`."""
+        train_only(self.trained, *ADAPTERS, *(WAVLM_ADAPTERS if self.recipe.use_wavlm else ()), *parts)
 
     def hear(self, clips: Sequence[Heard], rng: random.Random, learn: bool = True) -> list[Tensor]:
         """Audio embeddings [n, D] of each clip."""
@@ -133,7 +142,6 @@ class ListeningStage:
             self.model.audio_encoder,
             [rows.to(device) for rows in whisper],
             [clip.wavlm.to(device) for clip in clips],
-            self.recipe.use_wavlm,
         )
 
     def figures(
@@ -188,14 +196,14 @@ class ListeningStage:
 
 
 class SingleStage(ListeningStage):
-    """Stage 1. Beside the adapters and the LoRA the small language model itself still learns, slowly."""
+    """Stage 1. Beside the adapters and the LoRA the small language model itself goes on learning."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.name = "single"
         self.budget = self.recipe.single
-        self.rates = {"llama.": 0.25, "lora_": 1.0}
-        train_only(self.trained, *ADAPTERS, "llama.")
+        self.rates = {"llama.": 0.5, "lora_": 1.0}
+        self.train_only("llama.")
 
     def losses(self, step: int) -> dict[str, Tensor]:
         """Several single tasks about each clip, the scale at 1."""
@@ -221,7 +229,7 @@ class JointStage(ListeningStage):
         self.name = "joint"
         self.budget = self.recipe.joint
         self.rates = {"prompt_adapter.": 2.0}
-        train_only(self.trained, *ADAPTERS, "lora_", "prompt_adapter.")
+        self.train_only("lora_", *(("prompt_adapter.",) if self.recipe.use_prompt_adapter else ()))
 
     def losses(self, step: int) -> dict[str, Tensor]:
         """One instruction a clip, single or composed; its scale from the adapter."""
@@ -233,16 +241,11 @@ class JointStage(ListeningStage):
             Item(self.encoder.left, len(rows), (segment,))
             for rows, segment in zip(audio, segments, strict=True)
         ]
-        return self.figures(clips, audio, items, self.scales(segments))
+        scale = prompt_scales(self.model, [segment.adapter for segment in segments])
+        return self.figures(clips, audio, items, scale)
 
     def _task(self, clip: Heard, rng: random.Random) -> str:
         weights = WEIGHTS if rng.random() < self.recipe.single_share else COMPOSED
         able = tasks_for(clip.script)
         left = {task: w for task, w in tasks_heard(clip, weights).items() if task in able}
         return rng.choices(list(left), list(left.values()))[0]
-
-    def scales(self, segments: Sequence[Segment]) -> Tensor:
-        """[B, D] of each segment's instruction."""
-        if self.recipe.use_prompt_adapter:
-            return prompt_scales(self.model, [segment.adapter for segment in segments])
-        return torch.ones(len(segments), self.model.config.llama.hidden_size, device=self.model.device)

@@ -31,10 +31,16 @@ class Stage(Protocol):
 
     name: str
     budget: StageBudget
-    trained: nn.Module
-    """Its parameters that require a gradient are optimised and saved."""
-    rates: Mapping[str, float]
-    """Factors on the learning rate, by a part of the parameter's name; the last one that fits counts."""
+
+    @property
+    def trained(self) -> nn.Module:
+        """Its parameters that require a gradient are optimised and saved."""
+        ...
+
+    @property
+    def rates(self) -> Mapping[str, float]:
+        """Factors on the learning rate, by a part of the parameter's name; the last one that fits counts."""
+        ...
 
     def losses(self, step: int) -> dict[str, Tensor]:
         """Named figures of one batch; "loss" is the one to descend. Depends on `step` and weights alone."""
@@ -99,7 +105,7 @@ def take_step(stage: Stage, optimizer: torch.optim.AdamW, step: int) -> dict[str
     if not torch.isfinite(loss):
         raise FloatingPointError(f"stage {stage.name}, step {step}: the loss is {loss.item()}")
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    torch.autograd.backward(loss)
     nn.utils.clip_grad_norm_(trainable(stage.trained).values(), CLIP)
     optimizer.step()
     return {key: float(value.detach()) for key, value in figures.items()}

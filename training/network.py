@@ -49,6 +49,20 @@ def _first_llama(model: SpeechLLM) -> None:
             nn.init.normal_(lora.lora_A, std=size**-0.5)
 
 
+@torch.no_grad()
+def silence_wavlm(model: SpeechLLM) -> None:
+    """Make the acoustic branch say nothing, here and when served: an ablation."""
+    nn.init.zeros_(model.audio_encoder.wavlm_branch.projector.weight)
+    nn.init.zeros_(model.audio_encoder.wavlm_branch.projector.bias)
+
+
+@torch.no_grad()
+def fix_scale(model: SpeechLLM) -> None:
+    """Make the prompt adapter's scale 1 for every instruction, here and when served: an ablation."""
+    nn.init.zeros_(model.prompt_adapter.fc2.weight)
+    nn.init.ones_(model.prompt_adapter.fc2.bias)
+
+
 def train_only(model: nn.Module, *prefixes: str) -> None:
     """Freeze all parameters but those whose name starts with one of `prefixes` or holds one after a dot."""
     for name, parameter in model.named_parameters():
@@ -98,18 +112,16 @@ def branch_of(branch: Branch, rows: Sequence[Tensor]) -> list[Tensor]:
 
 
 def audio_embeddings(
-    encoder: AudioEncoder, whisper: Sequence[Tensor], wavlm: Sequence[Tensor], use_wavlm: bool = True
+    encoder: AudioEncoder, whisper: Sequence[Tensor], wavlm: Sequence[Tensor]
 ) -> list[Tensor]:
     """Cached encoder outputs of each clip -> its audio embeddings [n, D].
 
-    whisper: [F, d_model] each. wavlm: [F, layers + 1, C] each. use_wavlm: false silences that branch.
+    whisper: [F, d_model] each. wavlm: [F, layers + 1, C] each.
     """
     weights = encoder.wavlm_layer_weights.softmax(0)
     mixed = [torch.einsum("flc,l->fc", states, weights) for states in wavlm]
     semantic = branch_of(encoder.whisper_branch, whisper)
     acoustic = branch_of(encoder.wavlm_branch, mixed)
-    if not use_wavlm:
-        acoustic = [torch.zeros_like(rows) for rows in acoustic]
     return [encoder.fuse(a, b) for a, b in zip(semantic, acoustic, strict=True)]
 
 
@@ -159,4 +171,4 @@ def prompt_scales(model: SpeechLLM, instructions: Sequence[Sequence[int]]) -> Te
     )  # fmt: skip
     with torch.no_grad():
         hidden = model.llama.run(model.llama.embed_tokens(ids), positions, None, MaskedAttention(packed))
-    return torch.stack([model.prompt_adapter(rows) for rows in hidden.split(lengths)])
+    return torch.stack([model.prompt_adapter(rows) for rows in torch.split(hidden, lengths)])

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -13,8 +14,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 PLAIN_SECONDS = 30.0
 
 
+class Advance(Protocol):
+    """Tells of `steps` more, with a note to show beside."""
+
+    def __call__(self, steps: int, note: str = "") -> None: ...
+
+
 @contextmanager
-def track(title: str, total: int, done: int = 0) -> Iterator[Callable[[int, str], None]]:
+def track(title: str, total: int, done: int = 0) -> Iterator[Advance]:
     """Yield `advance(steps, note)`. done: steps of an earlier run."""
     console = Console(stderr=True)
     if not console.is_terminal:
@@ -29,10 +36,14 @@ def track(title: str, total: int, done: int = 0) -> Iterator[Callable[[int, str]
     )
     with Progress(*columns, console=console) as bar:
         task = bar.add_task(title, total=total, completed=done, note="")
-        yield lambda steps, note="": bar.update(task, advance=steps, note=note)
+
+        def advance(steps: int, note: str = "") -> None:
+            bar.update(task, advance=steps, note=note)
+
+        yield advance
 
 
-def _plain(title: str, total: int, done: int) -> Callable[[int, str], None]:
+def _plain(title: str, total: int, done: int) -> Advance:
     shown = time.monotonic()
 
     def advance(steps: int, note: str = "") -> None:

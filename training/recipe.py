@@ -47,6 +47,7 @@ class Recipe:
     language, acoustic, single, joint: stage 0's two halves, stage 1 and stage 2 (the paper's names are
     "mixed single-task" and "advanced multi-task" training).
     single_share: share of single tasks in stage 2. ctc: weight of the alignment loss.
+    use_prompt_adapter, use_wavlm: false for an ablation; the part then stays out of every number.
     """
 
     name: str = "wavllm-small"
@@ -65,7 +66,6 @@ class Recipe:
     ctc: float = 0.3
     use_prompt_adapter: bool = True
     use_wavlm: bool = True
-    two_stages: bool = True
 
     @classmethod
     def tiny(cls) -> Recipe:

@@ -18,7 +18,7 @@ from training.features import extract_wavlm, extract_whisper
 from training.language import LanguageStage
 from training.listening import JointStage, SingleStage
 from training.loop import train
-from training.network import new_model
+from training.network import fix_scale, new_model, silence_wavlm
 from training.recipe import Recipe, State
 from training.tokens import Encoder, train_tokenizer, vocabulary_texts
 
@@ -82,6 +82,10 @@ def export(run: Run, output: Path) -> None:
     """Write the model directory, float16 in shards of at most 15 MiB. Raises CheckpointError if it exists."""
     _, config = open_encoder(run.recipe, run.state)
     model = assemble(run.recipe, run.state, config, STAGES)
+    if not run.recipe.use_wavlm:
+        silence_wavlm(model)
+    if not run.recipe.use_prompt_adapter:
+        fix_scale(model)
     places = tensor_places(model)
     with ShardWriter(output, config, tokenizer=run.state.tokenizer, shard_bytes=SHARD_BYTES) as writer:
         for name in expected_tensors(config):

@@ -95,13 +95,14 @@ def test_an_item_without_audio_is_the_language_model_alone(exact: SpeechLLM, enc
 
 def test_cached_features_give_the_embeddings_of_serving(exact: SpeechLLM) -> None:
     """Clips of different lengths, batched through the branches, against the serving encoder."""
-    waves = [torch.randn(n, generator=torch.Generator().manual_seed(n)) * 0.1 for n in (9_000, 20_001, 31_999)]
+    lengths = (9_000, 20_001, 31_999)
+    waves = [torch.randn(n, generator=torch.Generator().manual_seed(n)) * 0.1 for n in lengths]
     encoder = exact.audio_encoder
     clips = [exact.features(wave) for wave in waves]
     with torch.inference_mode():
         whisper = [encoder.whisper(c.log_mel.double()).last_hidden_state[0, : c.num_frames] for c in clips]
-        states, lengths = encoder.wavlm_states(waves)
-        wavlm = [states[:, i, :n].transpose(0, 1) for i, n in enumerate(lengths)]
+        states, frames = encoder.wavlm_states(waves)
+        wavlm = [states[:, i, :n].transpose(0, 1) for i, n in enumerate(frames)]
         made = audio_embeddings(encoder, whisper, wavlm)
     for ours, served in zip(made, exact.encode_audio(waves), strict=True):
         torch.testing.assert_close(ours, served, rtol=0, atol=1e-9)
