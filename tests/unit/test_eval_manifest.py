@@ -52,6 +52,13 @@ def test_only_the_four_columns_are_needed(folder: Path):
     assert (row.id, row.task) == ("x", "sv")
 
 
+def test_line_ends_of_windows(folder: Path):
+    (row,) = read_manifest(
+        write(folder, "id\taudio\tprompt\ttgt_text\r\nx\taudio/a.wav\tHi\tyes\r\n", "sv.tsv")
+    )
+    assert row.reference == "yes"
+
+
 def test_the_task_is_the_columns_then_the_options_then_the_files(folder: Path):
     text = "id\taudio\tprompt\ttgt_text\ttask\n1\taudio/a.wav\tHi\tx\tEMO\n2\taudio/a.wav\tHi\tx\t\n"
     path = write(folder, text)
