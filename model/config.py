@@ -238,7 +238,7 @@ class SpeechLLMConfig:
 
     @classmethod
     def tiny(cls, vocab_size: int = 512, name: str = "wavllm-tiny-random") -> SpeechLLMConfig:
-        """Small enough for tests and for the placeholder default: well under a million weights."""
+        """Small enough for tests: well under a million weights."""
         return cls(
             whisper=WhisperEncoderConfig(64, 2, 4, 128),
             wavlm=WavLMEncoderConfig(

@@ -1,4 +1,4 @@
-"""A small directory of random weights: the placeholder default, and what tests serve.
+"""A small directory of random weights, for tests and benchmarks.
 
     python -m model.tiny DIRECTORY
 

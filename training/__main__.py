@@ -4,6 +4,7 @@
     python -m training whisper     frozen Whisper features of them
     python -m training language    stage 0: the small LLaMA, from text
     python -m training acoustic    stage 0: the small WavLM, then its features
+    python -m training align       stage 1: adapters, by what is said
     python -m training single      stage 1: adapters and LoRA, single tasks, scale 1
     python -m training joint       stage 2: many instructions at once, the prompt-aware adapter
     python -m training export DIR  the model directory
@@ -22,7 +23,7 @@ import typer
 from training import stages
 from training.recipe import RECIPES, State
 
-STEPS = ("speech", "whisper", "language", "acoustic", "single", "joint")
+STEPS = ("speech", "whisper", "language", "acoustic", "align", "single", "joint")
 
 
 def main(

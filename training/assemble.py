@@ -11,7 +11,7 @@ from training.network import new_model
 from training.recipe import Recipe, State
 from training.tokens import Encoder, symbol_ids
 
-STAGES = ("language", "acoustic", "single", "joint")
+STAGES = ("language", "acoustic", "align", "single", "joint")
 PART = {"language": "llama", "acoustic": "audio_encoder"}
 """The part of the network that a stage's names are relative to; the others' are the whole network's."""
 

@@ -1,5 +1,6 @@
 """Stages 1 and 2: the adapters, the fusion and the LoRA learn to answer about real (cached) audio.
 
+align    the adapters alone, by CTC
 single   stage 1 of the paper: one instruction at a time, the LoRA's scale fixed at 1
 joint    stage 2 of the paper: several instructions and chains of thought as well, the scale set by the
          prompt-aware adapter
@@ -153,9 +154,7 @@ class ListeningStage:
         """
         packed = pack(items, self.model.device)
         logits = answer_logits(self.model, packed, torch.cat(list(audio)), scale)
-        embeddings = self.model.llama.embed_tokens.weight.detach()
-        transcripts = [self.encoder.tokenizer.encode(clip.script.text) for clip in clips]
-        ctc = self.trained.align(audio, transcripts, embeddings)
+        ctc = self.aligned(clips, audio)
         answers = answer_loss(logits, packed)
         return {
             "loss": answers + self.recipe.ctc * ctc,
@@ -163,6 +162,13 @@ class ListeningStage:
             "ctc": ctc,
             **self._right(logits.detach(), packed, items),
         }
+
+    def aligned(self, clips: Sequence[Heard], audio: Sequence[Tensor]) -> Tensor:
+        """CTC of the clips' transcripts over their audio embeddings."""
+        embeddings = self.model.llama.embed_tokens.weight.detach()
+        transcripts = [self.encoder.tokenizer.encode(clip.script.text) for clip in clips]
+        loss: Tensor = self.trained.align(audio, transcripts, embeddings)
+        return loss
 
     def _right(self, logits: Tensor, packed: Packed, items: Sequence[Item]) -> dict[str, Tensor]:
         right = right_answers(logits, packed).float()
@@ -193,6 +199,26 @@ class ListeningStage:
     def bare(self, rng: random.Random, script: Script) -> Item:
         """An instruction to the language model alone."""
         return Item((), 0, (self.segment(rng.choice(("text", "refusal")), script, rng, audio=False),))
+
+
+class AlignStage(ListeningStage):
+    """Before stage 1: adapters and fusion learn, from the alignment loss alone, to write what is heard.
+
+    Without the language model a clip costs a quarter.
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.name = "align"
+        self.budget = self.recipe.align
+        self.rates: dict[str, float] = {}
+        self.train_only()
+
+    def losses(self, step: int) -> dict[str, Tensor]:
+        """loss: CTC."""
+        rng = random.Random(f"{self.recipe.seed}/align/{step}")
+        clips = self.clips(step, self.budget.batch, rng)
+        return {"loss": self.aligned(clips, self.hear(clips, rng))}
 
 
 class SingleStage(ListeningStage):

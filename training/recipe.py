@@ -44,8 +44,8 @@ class Recipe:
 
     num_clips: training clips synthesised. shard_clips: clips in one file. augmented: share of clips that are
     made noisy, reverberant or narrow.
-    language, acoustic, single, joint: stage 0's two halves, stage 1 and stage 2 (the paper's names are
-    "mixed single-task" and "advanced multi-task" training).
+    language, acoustic: stage 0. align, single: stage 1 (the paper's "mixed single-task" training).
+    joint: stage 2 (its "advanced multi-task" training).
     single_share: share of single tasks in stage 2. ctc: weight of the alignment loss.
     use_prompt_adapter, use_wavlm: false for an ablation; the part then stays out of every number.
     """
@@ -60,8 +60,9 @@ class Recipe:
     vocab_size: int = 2048
     language: StageBudget = field(default_factory=lambda: StageBudget(2000, 12, 5, 2e-3))
     acoustic: StageBudget = field(default_factory=lambda: StageBudget(700, 24, 1, 2e-3))
-    single: StageBudget = field(default_factory=lambda: StageBudget(1900, 12, 5, 2e-3))
-    joint: StageBudget = field(default_factory=lambda: StageBudget(900, 20, 1, 6e-4))
+    align: StageBudget = field(default_factory=lambda: StageBudget(800, 48, 1, 3e-3))
+    single: StageBudget = field(default_factory=lambda: StageBudget(750, 12, 5, 2e-3))
+    joint: StageBudget = field(default_factory=lambda: StageBudget(300, 20, 1, 6e-4))
     single_share: float = 0.45
     ctc: float = 0.3
     use_prompt_adapter: bool = True
@@ -77,6 +78,7 @@ class Recipe:
             shard_clips=32,
             language=StageBudget(30, 8, 3, 2e-3),
             acoustic=StageBudget(10, 8, 1, 1e-3),
+            align=StageBudget(20, 16, 1, 2e-3),
             single=StageBudget(30, 8, 3, 2e-3),
             joint=StageBudget(15, 8, 1, 5e-4),
         )
@@ -88,6 +90,7 @@ class Recipe:
             num_clips=24_576,
             language=StageBudget(8000, 96, 5, 2e-3),
             acoustic=StageBudget(3000, 96, 1, 1.5e-3),
+            align=StageBudget(6000, 128, 1, 3e-3),
             single=StageBudget(6000, 96, 5, 2e-3),
             joint=StageBudget(3000, 192, 1, 6e-4),
         )

@@ -16,8 +16,8 @@ from training.corpus import make_speech
 from training.dataset import Dataset
 from training.features import extract_wavlm, extract_whisper
 from training.language import LanguageStage
-from training.listening import JointStage, SingleStage
-from training.loop import train
+from training.listening import AlignStage, JointStage, ListeningStage, SingleStage
+from training.loop import put, read, train
 from training.network import fix_scale, new_model, silence_wavlm
 from training.recipe import Recipe, State
 from training.tokens import Encoder, train_tokenizer, vocabulary_texts
@@ -62,20 +62,35 @@ def acoustic(run: Run) -> None:
     extract_wavlm(encoder.eval(), run.state)
 
 
+def align(run: Run) -> None:
+    """Stage 1, adapters alone."""
+    train(AlignStage(*_listening(run, ("language", "acoustic"))), run.state)
+
+
 def single(run: Run) -> None:
     """Stage 1."""
-    train(SingleStage(*_listening(run, ("language", "acoustic"))), run.state)
+    stage = SingleStage(*_listening(run, ("language", "acoustic", "align")))
+    _keep_alignment(stage, run, "align")
+    train(stage, run.state)
 
 
 def joint(run: Run) -> None:
     """Stage 2."""
-    train(JointStage(*_listening(run, ("language", "acoustic", "single"))), run.state)
+    stage = JointStage(*_listening(run, ("language", "acoustic", "align", "single")))
+    _keep_alignment(stage, run, "single")
+    train(stage, run.state)
 
 
 def _listening(run: Run, before: tuple[str, ...]) -> tuple[SpeechLLM, Encoder, Recipe, Dataset]:
     encoder, config = open_encoder(run.recipe, run.state)
     model = assemble(run.recipe, run.state, config, before).to(run.device)
     return model, encoder, run.recipe, Dataset(run.state, "train", config.wavlm)
+
+
+def _keep_alignment(stage: ListeningStage, run: Run, before: str) -> None:
+    """The alignment loss has weights of its own, which are no part of the network."""
+    weights = read(run.state, before)["weights"]
+    put(stage.trained, {name: value for name, value in weights.items() if name.startswith("align.")})
 
 
 def export(run: Run, output: Path) -> None:

@@ -1,4 +1,4 @@
-"""The placeholder directory: the same bytes for the same seed, and marked as random."""
+"""The directory of random weights: the same bytes for the same seed, and marked as random."""
 
 from __future__ import annotations
 

@@ -68,10 +68,12 @@ def test_the_package_can_be_built_from_what_is_copied():
     assert needed <= set(copied())
 
 
-def test_the_default_model_is_made_by_a_module_that_exists():
-    (module, directory) = re.search(r"python -m (model\.\S+) (\S+)", DOCKERFILE).groups()
-    assert (ROOT / f"{module.replace('.', '/')}.py").exists()
-    assert (ROOT / directory).resolve() == DEFAULTS["model"]
+def test_the_default_model_is_in_the_image_and_small():
+    (copied_to,) = re.findall(r"^COPY model (\S+)", DOCKERFILE, re.M)
+    assert DEFAULTS["model"] == ROOT / copied_to / "default"
+    size = sum(path.stat().st_size for path in DEFAULTS["model"].iterdir())
+    assert 10 * 2**20 < size < 40 * 2**20
+    assert all(path.stat().st_size <= 15.5 * 2**20 for path in DEFAULTS["model"].iterdir())
 
 
 def test_arguments_of_the_build():

@@ -1,0 +1,41 @@
+"""The whole curriculum on a rehearsal's budget, from an empty folder to a directory that answers."""
+
+from __future__ import annotations
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from server_process import CONSOLE_SCRIPT
+
+from model.config import SpeechLLMConfig
+from training.assemble import STAGES
+
+ROOT = Path(__file__).parents[2]
+CLIP = ROOT / "tests" / "golden" / "audio" / "kitchen.wav"
+
+
+def train(*arguments: str) -> None:
+    command = [sys.executable, "-m", "training", *arguments, "--recipe", "tiny"]
+    subprocess.run(command, cwd=ROOT, check=True, timeout=900, capture_output=True, text=True)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_from_an_empty_folder_to_an_answer(tmp_path: Path) -> None:
+    state, made = tmp_path / "state", tmp_path / "model"
+    train("all", str(made), "--state", str(state))
+    assert not SpeechLLMConfig.load(made).random_weights
+    for stage in STAGES:
+        rows = list(csv.DictReader((state / "curves" / f"{stage}.csv").open()))
+        assert float(rows[-1]["loss"]) < float(rows[0]["loss"]), stage
+    done = subprocess.run(
+        [CONSOLE_SCRIPT, "ask", str(CLIP), "What is said?", "--model", str(made), "--max-tokens", "16"],
+        capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    assert done.stdout.strip()
+    before = {path: path.stat().st_mtime_ns for path in (state / "checkpoints").iterdir()}
+    train("single", "--state", str(state))
+    assert before == {path: path.stat().st_mtime_ns for path in (state / "checkpoints").iterdir()}
