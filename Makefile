@@ -27,7 +27,7 @@ train: env-train ## train the embedded default into training/state/model (TRAIN=
 
 lock: ## pin what is installed now into requirements.lock
 	(sed -n '/^#/p' requirements.lock; \
-	  $(BIN)/pip freeze --all --exclude-editable | grep -v '^pip==' | sed 's/+cpu$$//') > requirements.lock.new
+	  $(BIN)/pip freeze --all --exclude-editable | grep -v '^pip==' | grep -vixFf requirements-train.lock | sed 's/+cpu$$//') > requirements.lock.new
 	mv requirements.lock.new requirements.lock
 
 serve: env ## serve the embedded default: REST on 8000, gRPC on 50051

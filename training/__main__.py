@@ -21,6 +21,7 @@ import torch
 import typer
 
 from training import stages
+from training.plot import plot
 from training.recipe import RECIPES, State
 
 STEPS = ("speech", "whisper", "language", "acoustic", "align", "single", "joint")
@@ -55,6 +56,7 @@ def main(
             getattr(stages, name)(run)
     if output is not None:
         stages.export(run, output)
+        plot(run.state)
 
 
 if __name__ == "__main__":
