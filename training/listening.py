@@ -228,7 +228,7 @@ class SingleStage(ListeningStage):
         super().__post_init__()
         self.name = "single"
         self.budget = self.recipe.single
-        self.rates = {"llama.": 0.5, "lora_": 1.0}
+        self.rates = {"audio_encoder.": 0.2, "align.": 0.2, "llama.": 0.5, "lora_": 1.0}
         self.train_only("llama.")
 
     def losses(self, step: int) -> dict[str, Tensor]:
@@ -254,7 +254,7 @@ class JointStage(ListeningStage):
         super().__post_init__()
         self.name = "joint"
         self.budget = self.recipe.joint
-        self.rates = {"prompt_adapter.": 2.0}
+        self.rates = {"audio_encoder.": 0.3, "align.": 0.3, "prompt_adapter.": 2.0}
         self.train_only("lora_", *(("prompt_adapter.",) if self.recipe.use_prompt_adapter else ()))
 
     def losses(self, step: int) -> dict[str, Tensor]:

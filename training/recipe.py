@@ -61,8 +61,8 @@ class Recipe:
     language: StageBudget = field(default_factory=lambda: StageBudget(2000, 12, 5, 2e-3))
     acoustic: StageBudget = field(default_factory=lambda: StageBudget(700, 24, 1, 2e-3))
     align: StageBudget = field(default_factory=lambda: StageBudget(800, 48, 1, 3e-3))
-    single: StageBudget = field(default_factory=lambda: StageBudget(750, 12, 5, 2e-3))
-    joint: StageBudget = field(default_factory=lambda: StageBudget(300, 20, 1, 6e-4))
+    single: StageBudget = field(default_factory=lambda: StageBudget(560, 12, 5, 2e-3))
+    joint: StageBudget = field(default_factory=lambda: StageBudget(200, 20, 1, 6e-4))
     single_share: float = 0.45
     ctc: float = 0.3
     use_prompt_adapter: bool = True
