@@ -50,7 +50,7 @@ class Recipe:
     use_prompt_adapter, use_wavlm: false for an ablation; the part then stays out of every number.
     """
 
-    name: str = "wavllm-small"
+    name: str = "wavllm-small-preview"
     seed: int = 20261125
     num_clips: int = 16_384
     num_validation_clips: int = 256

@@ -74,13 +74,13 @@ def _affirmed(words: list[str]) -> Iterator[str]:
 # Speakers: yes or no, or how many
 
 
-def speakers(text: str, prompt: str, references: Collection[str]) -> str | None:
-    """Yes or no where the references say so, else the number that is named ("one", "two", ...).
+def speakers(text: str, prompt: str, reference: str) -> str | None:
+    """Yes or no where the question's own reference is one, else the number that is named ("one", "two", ...).
 
     A number answers a yes-or-no question too: "There are two speakers" to "Is there only one speaker?".
     """
     words = plain(text)
-    if not {"yes", "no"} & set(references):
+    if reference not in ("yes", "no"):
         return _number(words)
     return _yes_no(words) or _yes_no_by_count(words, plain(prompt))
 

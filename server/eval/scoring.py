@@ -102,7 +102,8 @@ def _steps(pairs: Pairs) -> Scores:
 
 def _speakers(pairs: Pairs) -> tuple[list[str], list[str | None]]:
     wanted = [extract.speaker_reference(row.reference) for row, _ in pairs]
-    return wanted, [extract.speakers(answer, row.prompt, set(wanted)) for row, answer in pairs]
+    asked = zip(wanted, pairs, strict=True)
+    return wanted, [extract.speakers(answer, row.prompt, want) for want, (row, answer) in asked]
 
 
 def _emotions(references: list[str], answers: list[str]) -> tuple[list[str], list[str | None]]:

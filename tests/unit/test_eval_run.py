@@ -77,6 +77,16 @@ def test_choices_and_speakers_are_scored_by_their_prompts():
     assert values(found)["accuracy"] == 1
 
 
+def test_counting_and_yes_or_no_questions_may_stand_in_one_manifest():
+    found = report_of(
+        "sv",
+        ("Two", "Two.", "How many speakers?"),
+        ("No", "No.", "More than one?"),
+        ("One", "Two", "Count them."),
+    )
+    assert values(found)["accuracy"] == pytest.approx(2 / 3, abs=1e-6)
+
+
 def test_several_instructions():
     prompt = "First, transcribe; Then translate."
     found = report_of(
