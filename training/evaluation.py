@@ -105,10 +105,11 @@ def make_row(test: TestSet, index: int, folder: Path, synthesizer: Synthesizer) 
         if len(wave) <= MAX_SECONDS * SAMPLE_RATE and test.task in tasks_for(script):
             break
     example = make_example(test.task, script, random.Random(f"{test.name}/{index}/prompt"), test.phrasings)
+    wanted = script.emotion if test.task == "emotion" else example.answer.replace("\n", " ")
     name = f"{test.name}-{index:03}"
     audio = f"{test.name}/{name}.flac"
     soundfile.write(folder / audio, np.clip(wave, -1, 1), SAMPLE_RATE)
-    return name, audio, example.instruction, example.answer.replace("\n", " "), PUBLISHED[test.task]
+    return name, audio, example.instruction, wanted, PUBLISHED[test.task]
 
 
 def _script(test: TestSet, kind: str, rng: random.Random) -> Script:
