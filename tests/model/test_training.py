@@ -129,7 +129,7 @@ def test_only_answers_count(exact: SpeechLLM, encoder: Encoder) -> None:
     packed = pack([Item(encoder.left, 2, (segment, segment))], torch.device("cpu"))
     assert packed.targets.tolist() == [*segment.answer, *segment.answer]
     assert segment.answer[-1] == exact.config.llama.eos_token_id
-    perfect = nn.functional.one_hot(packed.targets, 512).double() * 50
+    perfect = nn.functional.one_hot(packed.targets, 400).double() * 50
     assert answer_loss(perfect, packed) < 1e-9
     spoilt = perfect.clone()
     spoilt[-1] = 0
@@ -257,7 +257,7 @@ def instruction_of(script: Script) -> str:
 
 
 def test_the_language_stage_learns_from_text_alone(directory: Path, tmp_path: Path) -> None:
-    recipe = replace(Recipe(), language=StageBudget(12, 4, 3, 3e-3), vocab_size=512)
+    recipe = replace(Recipe(), language=StageBudget(12, 4, 3, 3e-3), vocab_size=400)
     encoder = Encoder(Tokenizer(directory / "tokenizer.model"), small_config().llama)
     stage = LanguageStage(new_model(small_config(), 1), encoder, recipe)
     optimizer = make_optimizer(stage)
