@@ -87,7 +87,7 @@ def train(stage: Stage, state: State) -> None:
                 smooth[key] = SMOOTH * smooth.get(key, value) + (1 - SMOOTH) * value
             step += 1
             advance(1, " ".join(f"{key} {value:.3f}" for key, value in smooth.items()))
-            if step % LOG_STEPS == 0 or step == stage.budget.steps:
+            if step % LOG_STEPS == 0 or step in (1, stage.budget.steps):
                 log(state.curve(stage.name), step, smooth)
             if time.monotonic() - saved > SAVE_SECONDS or step == stage.budget.steps:
                 save(stage, optimizer, step, state)
