@@ -40,14 +40,13 @@ class Clip:
 class Dataset:
     """All clips of a split that have been encoded; frames are read from memory-mapped files on demand."""
 
-    def __init__(self, state: State, split: str, config: WavLMEncoderConfig, need_wavlm: bool = True) -> None:
+    def __init__(self, state: State, split: str, config: WavLMEncoderConfig) -> None:
         self._config = config
         self._folders = {what: state.shards(what, split) for what in ("whisper", "wavlm")}
         self._maps: dict[tuple[str, int], np.ndarray] = {}
         self.clips: list[Clip] = []
-        whats = ("whisper", "wavlm") if need_wavlm else ("whisper",)
         for manifest in sorted(state.shards("speech", split).glob("*.jsonl")):
-            if all((self._folders[what] / f"{manifest.stem}.npy").exists() for what in whats):
+            if all((folder / f"{manifest.stem}.npy").exists() for folder in self._folders.values()):
                 self._add(manifest)
         if not self.clips:
             raise FileNotFoundError(f"{state.root}: no encoded clips of the {split} split")

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from model.speech_llm import SpeechLLM
 from training.batch import Item, pack
-from training.corpus import draw
+from training.corpus import draw, draw_kind
 from training.network import answer_logits, answer_loss, right_answers, train_only
-from training.recipe import KINDS, Recipe
+from training.recipe import Recipe
 from training.scripts import Script
 from training.sentences import ordinary_sentences
 from training.tasks import make_example, tasks_for
@@ -90,8 +90,7 @@ class LanguageStage:
         return {"loss": answer_loss(logits, packed), "right": right}
 
     def _item(self, rng: random.Random) -> tuple[Item, list[int]]:
-        kind = rng.choices(list(KINDS), list(KINDS.values()))[0]
-        script = draw(rng, kind, "train", self.sentences)
+        script = draw(rng, draw_kind(rng), "train", self.sentences)
         heard = simulate(self.encoder.tokenizer.encode(script.text), rng, self.recipe.vocab_size)
         tasks = draw_tasks(script, self.budget.segments, WEIGHTS, rng)
         segments = tuple(self.encoder.segment(make_example(task, script, rng, "train")) for task in tasks)
