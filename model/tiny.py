@@ -7,18 +7,17 @@ It answers noise, and its configuration says so (`random_weights`).
 
 from __future__ import annotations
 
-import io
 import sys
 import tempfile
 from pathlib import Path
 
-import sentencepiece
 import torch
 from torch import Tensor
 
 from model.checkpoint_format import ShardWriter, expected_tensors
 from model.config import SpeechLLMConfig
 from model.prompt import SYSTEM
+from model.tokenizer import train_tokenizer
 
 VOCAB_SIZE = 512
 SEED = 20240404
@@ -41,29 +40,11 @@ def make_tiny(directory: Path, config: SpeechLLMConfig | None = None, seed: int 
     generator = torch.Generator().manual_seed(seed)
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = Path(folder) / "tokenizer.model"
-        tokenizer.write_bytes(train_tokenizer(config.llama.vocab_size))
+        tokenizer.write_bytes(train_tokenizer(config.llama.vocab_size, CORPUS))
         with ShardWriter(directory, config, tokenizer=tokenizer) as writer:
             for name, shape in expected_tensors(config).items():
                 writer.add(name, _random(name, shape, generator))
     return config
-
-
-def train_tokenizer(vocab_size: int) -> bytes:
-    """A SentencePiece BPE model with LLaMA's settings (byte fallback, ids 0 to 2), from the text above."""
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(CORPUS),
-        model_writer=model,
-        model_type="bpe",
-        vocab_size=vocab_size,
-        byte_fallback=True,
-        character_coverage=1.0,
-        split_digits=True,
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
-        minloglevel=2,
-    )
-    return model.getvalue()
 
 
 def _random(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:

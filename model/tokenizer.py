@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import io
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from sentencepiece import SentencePieceProcessor
+from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 
 
 class TokenizerError(ValueError):
@@ -42,3 +43,26 @@ class Tokenizer:
         """Text of `ids`; bytes that are no UTF-8 become U+FFFD, BOS and EOS become nothing."""
         text: str = self._processor.decode(list(ids))
         return text
+
+
+def train_tokenizer(vocab_size: int, texts: Iterable[str], symbols: Sequence[str] = ()) -> bytes:
+    """A SentencePiece BPE model with LLaMA's settings: byte fallback, ids 0 to 2.
+
+    symbols: texts that are one piece each, whatever the counts say.
+    """
+    made = io.BytesIO()
+    SentencePieceTrainer.train(
+        sentence_iterator=(text for text in texts if text),
+        model_writer=made,
+        model_type="bpe",
+        vocab_size=vocab_size,
+        byte_fallback=True,
+        character_coverage=1.0,
+        split_digits=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        user_defined_symbols=list(symbols),
+        num_threads=1,
+        minloglevel=2,
+    )
+    return made.getvalue()

@@ -2,7 +2,8 @@
 
     python -m training speech      scripts, spoken                       (any number of processes)
     python -m training whisper     frozen Whisper features of them
-    python -m training language    stage 0: the small LLaMA, from text
+    python -m training copy        stage 0: the small LLaMA, to write down what is heard
+    python -m training language    stage 0: the same, all that text can teach
     python -m training acoustic    stage 0: the small WavLM, then its features
     python -m training align       stage 1: adapters, by what is said
     python -m training single      stage 1: adapters and LoRA, single tasks, scale 1
@@ -24,7 +25,7 @@ from training import stages
 from training.plot import plot
 from training.recipe import RECIPES, State
 
-STEPS = ("speech", "whisper", "language", "acoustic", "align", "single", "joint")
+STEPS = ("speech", "whisper", "copy", "language", "acoustic", "align", "single", "joint")
 
 
 def main(

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from model.audio_encoder import AudioEncoder, WavLMTransformer
 from model.config import SAMPLE_RATE
-from training.augment import augment
+from training.augment import Waveform, augment, change_speed
 from training.corpus import PEAK, ClipRecord, read_manifest
 from training.recipe import Recipe, State
 from training.scripts import EMOTIONS
@@ -29,6 +29,11 @@ FRAME = 320
 CROP_SECONDS = 3.2
 PIECE_SECONDS = (1.0, 1.9)
 GAP_SECONDS = (0.08, 0.35)
+SPEEDS = (0.8, 0.9, 1.0, 1.1, 1.2)
+"""A voice played faster or slower counts as another one: few synthetic voices become many."""
+WARPED = 0.6
+HARD = 0.15
+"""Pairs of one voice at two speeds: they differ in pitch and formants alone."""
 SPEAKER_LAYER = 2
 """Where the voice is read off; the layers above are free to compare voices."""
 AUGMENTED = 0.3
@@ -42,6 +47,14 @@ class Utterance:
     samples: np.ndarray
     speaker: str
     emotion: int
+
+
+@dataclass(frozen=True, slots=True)
+class Voice:
+    """A speaker of the corpus, and the number of the speed in SPEEDS at which it is played."""
+
+    speaker: str
+    speed: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,49 +94,72 @@ class Utterances:
                 self.by_speaker[speaker].append(Utterance(piece, speaker, emotion))
 
     def pair(self, rng: random.Random) -> Pair:
-        """Two utterances: half of the time of one voice, else of two voices of one engine."""
-        speaker = rng.choice(self.speakers)
-        first = rng.choice(self.by_speaker[speaker])
-        same = rng.random() < 0.5
-        other = speaker if same else self._other(speaker, rng)
-        second = rng.choice(self.by_speaker[other])
-        wave, piece = join(first, second, rng)
+        """Two utterances: half of the time of one voice, else of two voices, most of them of one engine."""
+        first = Voice(rng.choice(self.speakers), self._speed(rng))
+        second = first if rng.random() < 0.5 else self._other(first, rng)
+        said = [rng.choice(self.by_speaker[voice.speaker]) for voice in (first, second)]
+        waves = [play(u, SPEEDS[v.speed], rng) for u, v in zip(said, (first, second), strict=True)]
+        wave, piece = join(waves, rng)
         if rng.random() < AUGMENTED:
             wave = augment(wave, np.random.default_rng(rng.getrandbits(32)), rng.uniform(0.1, 0.7))
             wave = np.resize(wave, len(piece) * FRAME)
-        numbers = (self._numbers[speaker], self._numbers[other])
-        return Pair(wave, piece, same, numbers, (first.emotion, second.emotion))
+        emotions = [
+            u.emotion if SPEEDS[v.speed] == 1 else IGNORE for u, v in zip(said, (first, second), strict=True)
+        ]
+        numbers = (self._number(first), self._number(second))
+        return Pair(wave, piece, first == second, numbers, (emotions[0], emotions[1]))
 
-    def _other(self, speaker: str, rng: random.Random) -> str:
-        engine = speaker.partition("/")[0]
-        alike = [name for name in self.speakers if name != speaker and name.startswith(engine)]
-        return rng.choice(alike or [name for name in self.speakers if name != speaker])
+    @property
+    def num_voices(self) -> int:
+        """Speakers times speeds."""
+        return len(self.speakers) * len(SPEEDS)
+
+    def _number(self, voice: Voice) -> int:
+        return self._numbers[voice.speaker] * len(SPEEDS) + voice.speed
+
+    def _speed(self, rng: random.Random) -> int:
+        return rng.randrange(len(SPEEDS)) if rng.random() < WARPED else SPEEDS.index(1.0)
+
+    def _other(self, voice: Voice, rng: random.Random) -> Voice:
+        if rng.random() < HARD / 0.5:
+            return Voice(voice.speaker, rng.choice([n for n in range(len(SPEEDS)) if n != voice.speed]))
+        engine = voice.speaker.partition("/")[0]
+        others = [name for name in self.speakers if name != voice.speaker]
+        alike = [name for name in others if name.startswith(engine)]
+        return Voice(rng.choice(alike or others), self._speed(rng))
 
 
-def join(first: Utterance, second: Utterance, rng: random.Random) -> tuple[np.ndarray, np.ndarray]:
-    """[CROP_SECONDS * 16000] samples, and for each frame the number of its utterance."""
+def play(utterance: Utterance, speed: float, rng: random.Random) -> Waveform:
+    """A stretch of at most CROP_SECONDS, `speed` times as fast."""
+    samples = utterance.samples
+    length = min(round(CROP_SECONDS * SAMPLE_RATE * speed), len(samples))
+    offset = rng.randint(0, len(samples) - length)
+    wave = samples[offset : offset + length].astype(np.float32) / PEAK
+    return wave if speed == 1 else change_speed(wave, speed)
+
+
+def join(waves: Sequence[Waveform], rng: random.Random) -> tuple[Waveform, np.ndarray]:
+    """[CROP_SECONDS * 16000] samples of two waves, and for each frame the number of its wave."""
     frames = round(CROP_SECONDS * SAMPLE_RATE) // FRAME
-    wave = np.zeros(frames * FRAME, np.float32)
+    out = np.zeros(frames * FRAME, np.float32)
     piece = np.full(frames, IGNORE)
     start = rng.randint(0, 5)
-    for number, utterance in enumerate((first, second)):
-        length = min(round(rng.uniform(*PIECE_SECONDS) * SAMPLE_RATE), len(utterance.samples))
+    for number, wave in enumerate(waves):
+        length = min(round(rng.uniform(*PIECE_SECONDS) * SAMPLE_RATE), len(wave))
         if number == 1:
-            length = min(len(utterance.samples), (frames - start) * FRAME)
-        offset = rng.randint(0, len(utterance.samples) - length)
-        part = utterance.samples[offset : offset + length].astype(np.float32) / PEAK
-        wave[start * FRAME : start * FRAME + length] = part * rng.uniform(0.6, 1.4)
+            length = min(len(wave), (frames - start) * FRAME)
+        out[start * FRAME : start * FRAME + length] = wave[:length] * rng.uniform(0.6, 1.4)
         piece[start : start + length // FRAME] = number
         start += length // FRAME + round(rng.uniform(*GAP_SECONDS) * SAMPLE_RATE) // FRAME
-    return wave, piece
+    return out, piece
 
 
 class Heads(nn.Module):
     """What only this stage reads off the network."""
 
-    def __init__(self, size: int, num_speakers: int) -> None:
+    def __init__(self, size: int, num_voices: int) -> None:
         super().__init__()
-        self.speaker = nn.Linear(size, num_speakers)
+        self.speaker = nn.Linear(size, num_voices)
         self.changed = nn.Linear(size, 1)
         self.emotion = nn.Linear(size, len(EMOTIONS))
 
@@ -131,10 +167,10 @@ class Heads(nn.Module):
 class Hearing(nn.Module):
     """WavLM and the heads, under names that fit the audio encoder's."""
 
-    def __init__(self, encoder: AudioEncoder, num_speakers: int) -> None:
+    def __init__(self, encoder: AudioEncoder, num_voices: int) -> None:
         super().__init__()
         self.wavlm = encoder.wavlm
-        self.heads = Heads(encoder.wavlm.config.hidden_size, num_speakers)
+        self.heads = Heads(encoder.wavlm.config.hidden_size, num_voices)
 
     def states(self, waves: Tensor) -> list[Tensor]:
         """[B, T] of one length -> all layers' outputs [B, F, C]."""
@@ -158,7 +194,7 @@ class AcousticStage:
         self.rates: dict[str, float] = {}
         self.utterances = Utterances(self.state)
         self.encoder.requires_grad_(False)
-        self.trained = Hearing(self.encoder, len(self.utterances.speakers)).to(self.device)
+        self.trained = Hearing(self.encoder, self.utterances.num_voices).to(self.device)
         self.trained.requires_grad_(True)
 
     def losses(self, step: int) -> dict[str, Tensor]:

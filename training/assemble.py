@@ -7,12 +7,12 @@ from model.speech_llm import SpeechLLM
 from model.tokenizer import Tokenizer
 from training.features import open_whisper
 from training.loop import put, read
-from training.network import new_model
+from training.network import fix_scale, new_model, silence_wavlm
 from training.recipe import Recipe, State
 from training.tokens import Encoder, symbol_ids
 
-STAGES = ("language", "acoustic", "align", "single", "joint")
-PART = {"language": "llama", "acoustic": "audio_encoder"}
+STAGES = ("copy", "language", "acoustic", "align", "single", "joint")
+PART = {"copy": "llama", "language": "llama", "acoustic": "audio_encoder"}
 """The part of the network that a stage's names are relative to; the others' are the whole network's."""
 
 
@@ -24,7 +24,7 @@ def open_encoder(recipe: Recipe, state: State) -> tuple[Encoder, SpeechLLMConfig
 
 
 def assemble(recipe: Recipe, state: State, config: SpeechLLMConfig, stages: tuple[str, ...]) -> SpeechLLM:
-    """First weights, Whisper's encoder, then the checkpoints of `stages` in order."""
+    """First weights, Whisper's encoder, then the checkpoints of `stages` in order; ablated parts silent."""
     model = new_model(config, recipe.seed)
     model.audio_encoder.whisper.load_state_dict(open_whisper(config).state_dict())
     for stage in stages:
@@ -32,4 +32,8 @@ def assemble(recipe: Recipe, state: State, config: SpeechLLMConfig, stages: tupl
         part = model.get_submodule(PART.get(stage, ""))
         names = dict(part.named_parameters())
         put(part, {name: value for name, value in weights.items() if name in names})
+    if not recipe.use_wavlm:
+        silence_wavlm(model)
+    if not recipe.use_prompt_adapter:
+        fix_scale(model)
     return model

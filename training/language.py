@@ -2,6 +2,9 @@
 
 It stands for the pre-trained LLaMA-2 of the paper. In place of a clip it reads simulated audio: the
 transcript's own token embeddings, spread out in time, with gaps, noise and mishearings.
+
+copy      transcripts alone: to write down what is heard is the slowest thing to learn, and all else needs it
+language  every task that text can teach
 """
 
 from __future__ import annotations
@@ -33,15 +36,25 @@ BARE_SHARE = 0.12
 """Items without any clip: instructions to the language model alone."""
 BLANK = -1
 MISHEARD = 0.04
+EASIEST = 0.3
+"""Simulated clips differ: the share of what can go wrong that does is between this and 1."""
+RAMP = 0.5
+"""Of the steps of `copy`, at the start, over which it gets as hard as it is then."""
 
 
-def simulate(ids: Sequence[int], rng: random.Random, vocab_size: int) -> list[int]:
-    """Token ids -> what an aligned encoder would hear: ids, repeated ids and BLANKs, 80 ms each."""
+def simulate(ids: Sequence[int], rng: random.Random, vocab_size: int, hardness: float = 1.0) -> list[int]:
+    """Token ids -> what an aligned encoder would hear: ids, repeated ids and BLANKs, 80 ms each.
+
+    hardness: 0 gives the ids one after the other, 1 all of the gaps and mishearings.
+    """
     heard: list[int] = [BLANK] * rng.randint(0, 3)
     for token in ids:
-        if rng.random() < MISHEARD:
+        if rng.random() < MISHEARD * hardness:
             token = rng.choice((BLANK, rng.randrange(3, vocab_size)))
-        heard += [token] * rng.choice((1, 1, 1, 2)) + [BLANK] * rng.choice((0, 1, 1, 2, 3))
+        if rng.random() < hardness:
+            heard += [token] * rng.choice((1, 1, 1, 2)) + [BLANK] * rng.choice((0, 1, 1, 2, 3, 4))
+        else:
+            heard.append(token)
     return heard + [BLANK] * rng.randint(0, 4)
 
 
@@ -67,6 +80,8 @@ class LanguageStage:
     def __post_init__(self) -> None:
         self.name = "language"
         self.budget = self.recipe.language
+        self.weights = WEIGHTS
+        self.bare_share = BARE_SHARE
         self.rates: dict[str, float] = {}
         self.trained = self.model.llama
         self.sentences = ordinary_sentences("train")
@@ -80,19 +95,25 @@ class LanguageStage:
         rng = random.Random(f"{self.recipe.seed}/language/{step}")
         items, heard = [], []
         for _ in range(self.budget.batch):
-            bare = rng.random() < BARE_SHARE
-            item, tokens = self._bare(rng) if bare else self._item(rng)
+            bare = rng.random() < self.bare_share
+            item, tokens = self._bare(rng) if bare else self._item(rng, self.hardness(step))
             items.append(item)
             heard += tokens
         packed = pack(items, self.model.device)
-        logits = answer_logits(self.model, packed, self._embed(heard), None)
+        audio = self._embed(heard, self.hardness(step))
+        logits = answer_logits(self.model, packed, audio, None)
         right = right_answers(logits.detach(), packed).float().mean()
         return {"loss": answer_loss(logits, packed), "right": right}
 
-    def _item(self, rng: random.Random) -> tuple[Item, list[int]]:
+    def hardness(self, step: int) -> float:
+        """Of the simulated audio, at most."""
+        return 1.0
+
+    def _item(self, rng: random.Random, hardness: float) -> tuple[Item, list[int]]:
         script = draw(rng, draw_kind(rng), "train", self.sentences)
-        heard = simulate(self.encoder.tokenizer.encode(script.text), rng, self.recipe.vocab_size)
-        tasks = draw_tasks(script, self.budget.segments, WEIGHTS, rng)
+        ids = self.encoder.tokenizer.encode(script.text)
+        heard = simulate(ids, rng, self.recipe.vocab_size, hardness * rng.uniform(EASIEST, 1))
+        tasks = draw_tasks(script, self.budget.segments, self.weights, rng)
         segments = tuple(self.encoder.segment(make_example(task, script, rng, "train")) for task in tasks)
         return Item(self.encoder.left, len(heard), segments), heard
 
@@ -105,10 +126,25 @@ class LanguageStage:
             segments.append(self.encoder.segment(make_example(task, script, rng, "train"), audio=False))
         return Item((), 0, tuple(segments)), []
 
-    def _embed(self, heard: list[int]) -> Tensor:
+    def _embed(self, heard: list[int], hardness: float) -> Tensor:
         """[n, D]: token embeddings, zeros for BLANK, all with noise of a strength that varies."""
         ids = torch.tensor(heard, dtype=torch.long, device=self.model.device)
         rows: Tensor = self.model.llama.embed_tokens(ids.clamp(min=0)).detach() * (ids >= 0)[:, None]
-        strength = torch.rand((), device=rows.device) * 0.4 + 0.05
+        strength = hardness * (torch.rand((), device=rows.device) * 0.4 + 0.05)
         noise = torch.randn_like(rows) * strength * rows.shape[1] ** -0.5
         return rows.add(noise)
+
+
+class CopyStage(LanguageStage):
+    """Transcripts alone."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.name = "copy"
+        self.budget = self.recipe.copy
+        self.weights = {"asr": 1.0}
+        self.bare_share = 0.0
+
+    def hardness(self, step: int) -> float:
+        """Grows from 0 to 1, then stays."""
+        return min(1.0, step / (RAMP * self.budget.steps))

@@ -33,7 +33,9 @@ def new_model(config: SpeechLLMConfig, seed: int) -> SpeechLLM:
 def _first_llama(model: SpeechLLM) -> None:
     size, layers = model.config.llama.hidden_size, model.config.llama.num_hidden_layers
     nn.init.normal_(model.llama.embed_tokens.weight, std=size**-0.5)
-    nn.init.normal_(model.llama.lm_head.weight, std=size**-0.5)
+    # The same weights to begin with (not tied later): what a piece reads as and what writes it are then one
+    # direction, and to copy a piece is one linear map for all of them.
+    model.llama.lm_head.weight.copy_(model.llama.embed_tokens.weight)
     for block in model.llama.blocks:
         linears = (
             block.attention.qkv,

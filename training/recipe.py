@@ -44,7 +44,7 @@ class Recipe:
 
     num_clips: training clips synthesised. shard_clips: clips in one file. augmented: share of clips that are
     made noisy, reverberant or narrow.
-    language, acoustic: stage 0. align, single: stage 1 (the paper's "mixed single-task" training).
+    copy, language, acoustic: stage 0. align, single: stage 1 (the paper's "mixed single-task" training).
     joint: stage 2 (its "advanced multi-task" training).
     single_share: share of single tasks in stage 2. ctc: weight of the alignment loss.
     use_prompt_adapter, use_wavlm: false for an ablation; the part then stays out of every number.
@@ -58,11 +58,12 @@ class Recipe:
     augmented: float = 0.4
     window_seconds: int = 10
     vocab_size: int = 2048
-    language: StageBudget = field(default_factory=lambda: StageBudget(2000, 12, 5, 2e-3))
-    acoustic: StageBudget = field(default_factory=lambda: StageBudget(700, 24, 1, 2e-3))
-    align: StageBudget = field(default_factory=lambda: StageBudget(800, 48, 1, 3e-3))
-    single: StageBudget = field(default_factory=lambda: StageBudget(560, 12, 5, 2e-3))
-    joint: StageBudget = field(default_factory=lambda: StageBudget(200, 20, 1, 6e-4))
+    copy: StageBudget = field(default_factory=lambda: StageBudget(1200, 32, 1, 2e-3))
+    language: StageBudget = field(default_factory=lambda: StageBudget(2000, 12, 5, 1.5e-3))
+    acoustic: StageBudget = field(default_factory=lambda: StageBudget(2500, 24, 1, 2e-3))
+    align: StageBudget = field(default_factory=lambda: StageBudget(2000, 48, 1, 3e-3))
+    single: StageBudget = field(default_factory=lambda: StageBudget(1800, 12, 5, 2e-3))
+    joint: StageBudget = field(default_factory=lambda: StageBudget(500, 20, 1, 6e-4))
     single_share: float = 0.45
     ctc: float = 0.3
     use_prompt_adapter: bool = True
@@ -76,7 +77,8 @@ class Recipe:
             num_clips=128,
             num_validation_clips=32,
             shard_clips=32,
-            language=StageBudget(30, 8, 3, 2e-3),
+            copy=StageBudget(20, 8, 1, 2e-3),
+            language=StageBudget(20, 8, 3, 2e-3),
             acoustic=StageBudget(10, 8, 1, 1e-3),
             align=StageBudget(20, 16, 1, 2e-3),
             single=StageBudget(30, 8, 3, 2e-3),
@@ -88,7 +90,8 @@ class Recipe:
         """For one GPU in under 25 minutes: more clips, larger batches, more steps."""
         return cls(
             num_clips=24_576,
-            language=StageBudget(8000, 96, 5, 2e-3),
+            copy=StageBudget(3000, 256, 1, 2e-3),
+            language=StageBudget(6000, 96, 5, 1.5e-3),
             acoustic=StageBudget(3000, 96, 1, 1.5e-3),
             align=StageBudget(6000, 128, 1, 3e-3),
             single=StageBudget(6000, 96, 5, 2e-3),

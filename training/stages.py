@@ -10,17 +10,18 @@ import torch
 from model.checkpoint import tensor_places
 from model.checkpoint_format import ShardWriter, expected_tensors
 from model.speech_llm import SpeechLLM
+from model.tokenizer import train_tokenizer
 from training.acoustic import AcousticStage
 from training.assemble import STAGES, assemble, open_encoder
 from training.corpus import make_speech
 from training.dataset import Dataset
 from training.features import extract_wavlm, extract_whisper
-from training.language import LanguageStage
+from training.language import CopyStage, LanguageStage
 from training.listening import AlignStage, JointStage, ListeningStage, SingleStage
 from training.loop import put, read, train
-from training.network import fix_scale, new_model, silence_wavlm
+from training.network import new_model
 from training.recipe import Recipe, State
-from training.tokens import Encoder, train_tokenizer, vocabulary_texts
+from training.tokens import SYMBOLS, Encoder, vocabulary_texts
 
 SHARD_BYTES = 15 * 2**20
 
@@ -45,12 +46,21 @@ def whisper(run: Run) -> None:
     extract_whisper(run.recipe.model_config(), run.state, run.device)
 
 
-def language(run: Run) -> None:
-    """Vocabulary and language model."""
+def copy(run: Run) -> None:
+    """Vocabulary, and a language model that writes down what it hears."""
     if not run.state.tokenizer.exists():
-        train_tokenizer(run.state.tokenizer, run.recipe.vocab_size, vocabulary_texts(run.recipe.seed))
+        made = train_tokenizer(run.recipe.vocab_size, vocabulary_texts(run.recipe.seed), SYMBOLS)
+        run.state.tokenizer.parent.mkdir(parents=True, exist_ok=True)
+        run.state.tokenizer.write_bytes(made)
     encoder, config = open_encoder(run.recipe, run.state)
     model = assemble(run.recipe, run.state, config, ()).to(run.device)
+    train(CopyStage(model, encoder, run.recipe), run.state)
+
+
+def language(run: Run) -> None:
+    """The language model and all tasks of text."""
+    encoder, config = open_encoder(run.recipe, run.state)
+    model = assemble(run.recipe, run.state, config, ("copy",)).to(run.device)
     train(LanguageStage(model, encoder, run.recipe), run.state)
 
 
@@ -97,10 +107,6 @@ def export(run: Run, output: Path) -> None:
     """Write the model directory, float16 in shards of at most 15 MiB. Raises CheckpointError if it exists."""
     _, config = open_encoder(run.recipe, run.state)
     model = assemble(run.recipe, run.state, config, STAGES)
-    if not run.recipe.use_wavlm:
-        silence_wavlm(model)
-    if not run.recipe.use_prompt_adapter:
-        fix_scale(model)
     places = tensor_places(model)
     with ShardWriter(output, config, tokenizer=run.state.tokenizer, shard_bytes=SHARD_BYTES) as writer:
         for name in expected_tensors(config):

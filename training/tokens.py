@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-
-import sentencepiece
 
 from model.config import LlamaConfig
 from model.prompt import SYSTEM, build_prompt
@@ -42,27 +38,6 @@ def vocabulary_texts(seed: int) -> Iterator[str]:
         example = make_example(rng.choice(tasks_for(script)), script, rng, "train")
         yield from (script.text, script.german or "", example.instruction, *example.answer.split("\n"))
     yield from ordinary_sentences("train")[:VOCABULARY_SENTENCES]
-
-
-def train_tokenizer(path: Path, vocab_size: int, texts: Iterable[str]) -> None:
-    """Write a SentencePiece BPE model with LLaMA's settings (byte fallback, ids 0 to 2) and SYMBOLS."""
-    made = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=(text for text in texts if text),
-        model_writer=made,
-        model_type="bpe",
-        vocab_size=vocab_size,
-        byte_fallback=True,
-        character_coverage=1.0,
-        split_digits=True,
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
-        user_defined_symbols=list(SYMBOLS),
-        num_threads=1,
-        minloglevel=2,
-    )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(made.getvalue())
 
 
 def symbol_ids(tokenizer: Tokenizer) -> tuple[int, ...]:

@@ -16,7 +16,8 @@ from transformers import WavLMConfig, WavLMModel, WhisperConfig
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from model.config import SpeechLLMConfig
-from model.tiny import train_tokenizer
+from model.tiny import CORPUS
+from model.tokenizer import train_tokenizer
 
 LLAMA = "gpt_model.model_llama."
 LETTERS = {"q_proj": "q", "k_proj": "k", "v_proj": "v", "o_proj": "o"}
@@ -29,7 +30,7 @@ def make_published(folder: Path, config: SpeechLLMConfig, **spec: Any) -> Tensor
     tensors = published_tensors(config)
     save_published(folder / "final.pt", tensors)
     (folder / "spec.json").write_text(json.dumps(make_spec(config) | spec))
-    (folder / "tokenizer.model").write_bytes(train_tokenizer(config.llama.vocab_size))
+    (folder / "tokenizer.model").write_bytes(train_tokenizer(config.llama.vocab_size, CORPUS))
     return tensors
 
 

@@ -14,8 +14,8 @@ from model.checkpoint import empty_model, load_model, tensor_places
 from model.checkpoint_format import CheckpointError, ShardWriter, expected_tensors
 from model.config import ConfigError, LlamaConfig, LoraConfig, SpeechLLMConfig
 from model.speech_llm import SpeechLLM
-from model.tiny import make_tiny, train_tokenizer
-from model.tokenizer import TokenizerError
+from model.tiny import CORPUS, make_tiny
+from model.tokenizer import TokenizerError, train_tokenizer
 from tests.model.random_weights import noise_clip, small_config
 from tests.model.test_audio_encoder import LARGE
 
@@ -161,7 +161,7 @@ def test_a_truncated_file_is_refused(directory: Path, tmp_path: Path) -> None:
 def test_a_tokenizer_that_does_not_fit_is_refused(directory: Path, tmp_path: Path) -> None:
     target = tmp_path / "other"
     shutil.copytree(directory, target)
-    (target / "tokenizer.model").write_bytes(train_tokenizer(410))
+    (target / "tokenizer.model").write_bytes(train_tokenizer(410, CORPUS))
     with pytest.raises(CheckpointError, match="the tokenizer has 410 pieces, the model 400"):
         load(target)
     (target / "tokenizer.model").unlink()

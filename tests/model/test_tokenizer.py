@@ -10,14 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sentencepiece import SentencePieceProcessor
 
-from model.tiny import train_tokenizer
-from model.tokenizer import Tokenizer, TokenizerError
+from model.tiny import CORPUS
+from model.tokenizer import Tokenizer, TokenizerError, train_tokenizer
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
-    path.write_bytes(train_tokenizer(400))
+    path.write_bytes(train_tokenizer(400, CORPUS))
     return Tokenizer(path)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from model.checkpoint import load_model, tensor_places
 from model.checkpoint_format import ShardWriter, expected_tensors
 from model.speech_llm import SpeechLLM
-from model.tokenizer import Tokenizer
+from model.tokenizer import Tokenizer, train_tokenizer
 from server.types import SamplingParams
 from tests.model.random_weights import small_config
 from tests.model.reference import answer_alone, next_logits
@@ -23,7 +23,7 @@ from training.batch import Item, pack
 from training.corpus import PEAK, ClipRecord
 from training.dataset import Dataset, epoch_order
 from training.features import extract, wavlm_features, whisper_features
-from training.language import LanguageStage
+from training.language import BLANK, CopyStage, LanguageStage, simulate
 from training.listening import SingleStage
 from training.loop import make_optimizer, restore, save, take_step, train, trainable
 from training.network import (
@@ -32,14 +32,16 @@ from training.network import (
     answer_loss,
     audio_embeddings,
     branch_of,
+    fix_scale,
     new_model,
     prompt_scales,
     right_answers,
+    silence_wavlm,
 )
 from training.recipe import Recipe, StageBudget, State
 from training.scripts import Line, Script
 from training.tasks import Example
-from training.tokens import SYMBOLS, Encoder, Segment, symbol_ids, train_tokenizer, vocabulary_texts
+from training.tokens import SYMBOLS, Encoder, Segment, symbol_ids, vocabulary_texts
 
 EXAMPLES = (
     Example("asr", "Transcribe the audio.", "The quick brown fox."),
@@ -150,7 +152,8 @@ def test_an_epoch_meets_every_clip_once() -> None:
 
 
 def test_the_vocabulary_has_the_template_in_one_piece(tmp_path: Path) -> None:
-    train_tokenizer(tmp_path / "t.model", 700, list(vocabulary_texts(1))[:3000])
+    made = train_tokenizer(700, list(vocabulary_texts(1))[:3000], SYMBOLS)
+    (tmp_path / "t.model").write_bytes(made)
     tokenizer = Tokenizer(tmp_path / "t.model")
     encoder = Encoder(tokenizer, small_config().llama)
     assert len(symbol_ids(tokenizer)) == len(set(symbol_ids(tokenizer))) == len(SYMBOLS)
@@ -264,3 +267,33 @@ def test_the_language_stage_learns_from_text_alone(directory: Path, tmp_path: Pa
     losses = [take_step(stage, optimizer, step)["loss"] for step in range(12)]
     assert losses[-1] < losses[0] - 0.5
     assert not any("lora_" in name for name in trainable(stage.trained))
+
+
+def test_simulated_audio_gets_harder() -> None:
+    ids = list(range(3, 43))
+    easy = simulate(ids, random.Random(1), 400, 0.0)
+    hard = simulate(ids, random.Random(1), 400, 1.0)
+    assert [token for token in easy if token != BLANK] == ids
+    assert hard.count(BLANK) > easy.count(BLANK) + len(ids) // 2
+    assert len(hard) - hard.count(BLANK) > len(ids)  # some are heard twice
+
+
+def test_the_copying_stage_learns_transcripts_alone(directory: Path) -> None:
+    recipe = replace(Recipe(), copy=StageBudget(12, 6, 1, 3e-3), vocab_size=400)
+    encoder = Encoder(Tokenizer(directory / "tokenizer.model"), small_config().llama)
+    stage = CopyStage(new_model(small_config(), 1), encoder, recipe)
+    assert [stage.hardness(step) for step in (0, 3, 6, 11)] == [0, 0.5, 1, 1]
+    items = [stage._item(random.Random(seed), 1.0)[0] for seed in range(6)]
+    assert {segment.task for item in items for segment in item.segments} == {"asr"}
+    optimizer = make_optimizer(stage)
+    losses = [take_step(stage, optimizer, step)["loss"] for step in range(12)]
+    assert losses[-1] < losses[0] - 0.5
+
+
+def test_an_ablated_part_has_no_say(exact: SpeechLLM) -> None:
+    silence_wavlm(exact)
+    fix_scale(exact)
+    config = exact.config
+    rows = torch.randn(9, config.wavlm.hidden_size, dtype=torch.float64)
+    assert branch_of(exact.audio_encoder.wavlm_branch, [rows])[0].abs().max() == 0
+    assert torch.equal(prompt_scales(exact, [[5, 6]]), torch.ones(1, config.llama.hidden_size).double())

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from model.tiny import train_tokenizer
-from model.tokenizer import Tokenizer
+from model.tiny import CORPUS
+from model.tokenizer import Tokenizer, train_tokenizer
 from server.engine.detokenizer import REPLACEMENT, Detokenizer
 
 VOCAB = 420
@@ -22,7 +22,7 @@ UNK, BOS, EOS, FIRST_BYTE, NUM_BYTES = 0, 1, 2, 3, 256
 def tokenizer() -> Tokenizer:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "tokenizer.model"
-        path.write_bytes(train_tokenizer(VOCAB))
+        path.write_bytes(train_tokenizer(VOCAB, CORPUS))
         return Tokenizer(path)
 
 
