@@ -24,7 +24,7 @@ def test_scales_are_those_of_serving(exact: SpeechLLM, tokenizer: Tokenizer, tmp
     alone = exact.prompt_scale(tokenizer.encode(f'"{said}"'))
     assert torch.allclose(measured[0].scales[1], alone, atol=1e-9)
     write_csv(measured, tmp_path / "scales.csv")
-    rows = list(csv.DictReader((tmp_path / "scales.csv").open()))
+    rows = list(csv.DictReader((tmp_path / "scales.csv").read_text().splitlines()))
     assert float(rows[0]["mean"]) == round(measured[0].scales.mean().item(), 4)
     draw(measured, tmp_path / "scales.png")
     assert (tmp_path / "scales.png").read_bytes().startswith(b"\x89PNG")
