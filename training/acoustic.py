@@ -134,7 +134,7 @@ def play(utterance: Utterance, speed: float, rng: random.Random) -> Waveform:
     samples = utterance.samples
     length = min(round(CROP_SECONDS * SAMPLE_RATE * speed), len(samples))
     offset = rng.randint(0, len(samples) - length)
-    wave = samples[offset : offset + length].astype(np.float32) / PEAK
+    wave = samples[offset : offset + length].astype(np.float32) / np.float32(PEAK)
     return wave if speed == 1 else change_speed(wave, speed)
 
 

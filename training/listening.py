@@ -48,6 +48,7 @@ BARE_SHARE = 0.06
 """Items without audio and with the LoRA off, so that the language model alone stays what it was."""
 CHAINED_SHARE = 0.12
 """Clips that another clip follows, so that longer recordings are met too."""
+SINGLE_RATES = {"audio_encoder.": 0.2, "align.": 0.2, "llama.": 0.5, "lora_": 1.0}
 COUNTED = 4.0
 """How much oftener speakers are counted in dialogues, half of which are one voice's, than in other clips."""
 MASKED_FRAMES = 8
@@ -226,7 +227,7 @@ class SingleStage(ListeningStage):
         super().__post_init__()
         self.name = "single"
         self.budget = self.recipe.single
-        self.rates = {"audio_encoder.": 0.2, "align.": 0.2, "llama.": 0.5, "lora_": 1.0}
+        self.rates = SINGLE_RATES
         self.train_only("llama.")
 
     def losses(self, step: int) -> dict[str, Tensor]:
@@ -273,3 +274,15 @@ class JointStage(ListeningStage):
         able = tasks_for(clip.script)
         left = {task: w for task, w in tasks_heard(clip, weights).items() if task in able}
         return rng.choices(list(left), list(left.values()))[0]
+
+
+class OneStage(JointStage):
+    """In place of stage 1, to compare with: all tasks at once, as in stage 2; the language model learns."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.name = "single"
+        single = self.recipe.single
+        self.budget = replace(self.recipe.joint, steps=single.steps, learning_rate=single.learning_rate)
+        self.rates = {**SINGLE_RATES, "prompt_adapter.": 2.0}
+        self.train_only("llama.", *(("prompt_adapter.",) if self.recipe.use_prompt_adapter else ()))

@@ -48,6 +48,7 @@ class Recipe:
     joint: stage 2 (its "advanced multi-task" training).
     single_share: share of single tasks in stage 2. ctc: weight of the alignment loss.
     use_prompt_adapter, use_wavlm: false for an ablation; the part then stays out of every number.
+    two_stages: false for an ablation; all tasks and the prompt-aware adapter are then there from `single` on.
     """
 
     name: str = "wavllm-small-preview"
@@ -68,6 +69,7 @@ class Recipe:
     ctc: float = 0.3
     use_prompt_adapter: bool = True
     use_wavlm: bool = True
+    two_stages: bool = True
 
     @classmethod
     def tiny(cls) -> Recipe:

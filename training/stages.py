@@ -17,7 +17,7 @@ from training.corpus import make_speech
 from training.dataset import Dataset
 from training.features import extract_wavlm, extract_whisper
 from training.language import CopyStage, LanguageStage
-from training.listening import AlignStage, JointStage, ListeningStage, SingleStage
+from training.listening import AlignStage, JointStage, ListeningStage, OneStage, SingleStage
 from training.loop import put, read, train
 from training.network import new_model
 from training.recipe import Recipe, State
@@ -79,7 +79,8 @@ def align(run: Run) -> None:
 
 def single(run: Run) -> None:
     """Stage 1."""
-    stage = SingleStage(*_listening(run, ("language", "acoustic", "align")))
+    kind = SingleStage if run.recipe.two_stages else OneStage
+    stage = kind(*_listening(run, ("language", "acoustic", "align")))
     _keep_alignment(stage, run, "align")
     train(stage, run.state)
 

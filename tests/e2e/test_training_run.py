@@ -32,7 +32,7 @@ def test_from_an_empty_folder_to_an_answer(tmp_path: Path) -> None:
     for stage in STAGES:
         losses = read_curve(state / "curves" / f"{stage}.csv")["loss"]
         assert losses[-1][0] == getattr(Recipe.tiny(), stage).steps
-        if stage in ("language", "single"):  # the others have too few steps to show it
+        if stage in ("copy", "language", "single"):  # the others have too few steps to show it
             assert losses[-1][1] < losses[0][1] - 0.3, stage
     done = subprocess.run(
         [CONSOLE_SCRIPT, "ask", str(CLIP), "What is said?", "--model", str(made), "--max-tokens", "16"],
@@ -42,3 +42,9 @@ def test_from_an_empty_folder_to_an_answer(tmp_path: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in (state / "checkpoints").iterdir()}
     train("single", "--state", str(state))
     assert before == {path: path.stat().st_mtime_ns for path in (state / "checkpoints").iterdir()}
+    arms = tmp_path / "arms"
+    command = [sys.executable, "-m", "training.ablations", str(arms), "--state", str(state)]
+    subprocess.run([*command, "--single-steps", "2", "--joint-steps", "2"], cwd=ROOT, check=True, timeout=600)
+    weights = {arm.name: (arm / "model-00001-of-00002.safetensors").read_bytes() for arm in arms.iterdir()}
+    assert set(weights) == {"full", "no-prompt-adapter", "no-wavlm", "one-stage"}
+    assert len(set(weights.values())) == 4
