@@ -115,7 +115,7 @@ class Listener(nn.Module):
         self.audio_encoder = model.audio_encoder
         self.prompt_adapter = model.prompt_adapter
         self.llama = model.llama
-        self.align = AlignmentLoss(model.config.llama.hidden_size).to(model.device)
+        self.align = AlignmentLoss().to(model.device)
 
 
 @dataclass
@@ -147,27 +147,26 @@ class ListeningStage:
     def figures(
         self, clips: Sequence[Heard], audio: Sequence[Tensor], items: Sequence[Item], scale: Tensor
     ) -> dict[str, Tensor]:
-        """loss: answers and alignment; ctc: alignment; right: share of answers without a wrong token.
+        """loss: answers and alignment; ctc, distance: alignment; right: share of answers all of whose tokens are.
 
         items: those of the clips, then those without audio. scale: [items, D].
         """
         packed = pack(items, self.model.device)
         logits = answer_logits(self.model, packed, torch.cat(list(audio)), scale)
-        ctc = self.aligned(clips, audio)
+        aligned = self.aligned(clips, audio)
         answers = answer_loss(logits, packed)
         return {
-            "loss": answers + self.recipe.ctc * ctc,
+            "loss": answers + self.recipe.ctc * (aligned["ctc"] + aligned["distance"]),
             "answers": answers,
-            "ctc": ctc,
+            **aligned,
             **self._right(logits.detach(), packed, items),
         }
 
-    def aligned(self, clips: Sequence[Heard], audio: Sequence[Tensor]) -> Tensor:
-        """CTC of the clips' transcripts over their audio embeddings."""
-        embeddings = self.model.llama.embed_tokens.weight.detach()
+    def aligned(self, clips: Sequence[Heard], audio: Sequence[Tensor]) -> dict[str, Tensor]:
+        """ctc, distance: of the clips' transcripts and their audio embeddings."""
         transcripts = [self.encoder.tokenizer.encode(clip.script.text) for clip in clips]
-        loss: Tensor = self.trained.align(audio, transcripts, embeddings)
-        return loss
+        ctc, distance = self.trained.align(audio, transcripts, self.model.llama.embed_tokens.weight)
+        return {"ctc": ctc, "distance": distance}
 
     def _right(self, logits: Tensor, packed: Packed, items: Sequence[Item]) -> dict[str, Tensor]:
         right = right_answers(logits, packed).float()
@@ -214,10 +213,11 @@ class AlignStage(ListeningStage):
         self.train_only()
 
     def losses(self, step: int) -> dict[str, Tensor]:
-        """loss: CTC."""
+        """loss; ctc, distance: the two parts of the alignment loss."""
         rng = random.Random(f"{self.recipe.seed}/align/{step}")
         clips = self.clips(step, self.budget.batch, rng)
-        return {"loss": self.aligned(clips, self.hear(clips, rng))}
+        aligned = self.aligned(clips, self.hear(clips, rng))
+        return {"loss": aligned["ctc"] + aligned["distance"], **aligned}
 
 
 class SingleStage(ListeningStage):

@@ -128,25 +128,33 @@ def audio_embeddings(
 
 
 class AlignmentLoss(nn.Module):
-    """CTC of the transcript over audio embeddings, scored against the language model's own token embeddings.
+    """CTC of the transcript over audio embeddings, in which every piece stands where its token embedding is.
 
-    So an audio embedding comes to lie near the token that is heard in it. Belongs to training alone.
+    A frame's score for a piece falls with the squared distance from the piece's embedding, and for the blank
+    with that from zero. A second loss draws the frames there: what the language model reads is then what it
+    read of simulated audio, and it need not learn to listen anew. Belongs to training alone.
     """
 
-    def __init__(self, hidden_size: int) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.blank = nn.Linear(hidden_size, 1)
-        self.sharpness = nn.Parameter(torch.tensor(8.0))
+        self.blank = nn.Parameter(torch.tensor(0.0))
+        self.sharpness = nn.Parameter(torch.tensor(15.0))
 
     def log_probabilities(self, audio: Tensor, embeddings: Tensor) -> Tensor:
         """[..., D] audio, [V, D] token embeddings -> [..., V + 1]; the last one is the blank."""
-        logits = audio @ embeddings.t() * self.sharpness
-        return torch.cat([logits, self.blank(audio)], dim=-1).log_softmax(-1)
+        # Minus half the squared distance, but for the part that all pieces and the blank have in common.
+        nearness = audio @ embeddings.t() - embeddings.square().sum(1) / 2
+        blank = self.blank.expand(*nearness.shape[:-1], 1)
+        return torch.cat([nearness * self.sharpness, blank], dim=-1).log_softmax(-1)
 
     def forward(
         self, audio: Sequence[Tensor], transcripts: Sequence[Sequence[int]], embeddings: Tensor
-    ) -> Tensor:
-        """Mean CTC loss per transcript token."""
+    ) -> tuple[Tensor, Tensor]:
+        """Mean CTC loss per transcript token; mean squared distance of the frames from what they stand for.
+
+        The second one in units of an embedding's mean square. No gradient reaches `embeddings`.
+        """
+        embeddings = embeddings.detach()
         padded = nn.utils.rnn.pad_sequence(list(audio))
         scores = self.log_probabilities(padded, embeddings)
         device = scores.device
@@ -154,7 +162,11 @@ class AlignmentLoss(nn.Module):
         targets = torch.tensor([token for text in transcripts for token in text], device=device)
         sizes = torch.tensor([len(text) for text in transcripts], device=device)
         blank = scores.shape[-1] - 1
-        return F.ctc_loss(scores, targets, lengths, sizes, blank=blank, zero_infinity=True)
+        ctc = F.ctc_loss(scores, targets, lengths, sizes, blank=blank, zero_infinity=True)
+        expected = scores.detach()[..., :-1].exp() @ embeddings
+        inside = torch.arange(len(padded), device=device)[:, None] < lengths
+        distance = (padded - expected).square().sum(-1)[inside].mean()
+        return ctc, distance / embeddings.square().sum(1).mean()
 
 
 def prompt_scales(model: SpeechLLM, instructions: Sequence[Sequence[int]]) -> Tensor:

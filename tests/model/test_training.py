@@ -140,9 +140,22 @@ def test_only_answers_count(exact: SpeechLLM, encoder: Encoder) -> None:
 
 def test_alignment_prefers_the_transcript() -> None:
     embeddings = torch.eye(5)
-    loss = AlignmentLoss(5)
-    heard = torch.eye(5)[[2, 2, 3, 4]] * 3
-    assert loss([heard], [[2, 3, 4]], embeddings) < loss([heard], [[4, 3, 2]], embeddings)
+    loss = AlignmentLoss()
+    heard = torch.eye(5)[[2, 2, 3, 4]]
+    assert loss([heard], [[2, 3, 4]], embeddings)[0] < loss([heard], [[4, 3, 2]], embeddings)[0]
+    both = loss([heard, heard[:2]], [[2, 3, 4], [2]], embeddings)
+    alone = loss([heard], [[2, 3, 4]], embeddings), loss([heard[:2]], [[2]], embeddings)
+    assert torch.allclose(both[0] * 2, alone[0][0] + alone[1][0])
+    assert torch.allclose(both[1] * 6, alone[0][1] * 4 + alone[1][1] * 2)
+
+
+def test_alignment_draws_frames_to_the_embeddings() -> None:
+    embeddings = torch.eye(5)
+    gap = torch.zeros(1, 5)
+    heard = torch.cat([embeddings[2:3], gap, embeddings[3:4]])
+    distance = [AlignmentLoss()([rows], [[2, 3]], embeddings)[1] for rows in (heard, heard * 3, heard + 0.5)]
+    assert distance[0] < 1e-3
+    assert min(distance[1:]) > 0.5
 
 
 def test_an_epoch_meets_every_clip_once() -> None:
