@@ -147,7 +147,7 @@ class ListeningStage:
     def figures(
         self, clips: Sequence[Heard], audio: Sequence[Tensor], items: Sequence[Item], scale: Tensor
     ) -> dict[str, Tensor]:
-        """loss: answers, alignment; ctc, distance: alignment; right: share of answers all of whose tokens are.
+        """loss: answers, alignment; ctc, distance: alignment; right: share of answers whose tokens all are.
 
         items: those of the clips, then those without audio. scale: [items, D].
         """
