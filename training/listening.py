@@ -48,6 +48,8 @@ BARE_SHARE = 0.06
 """Items without audio and with the LoRA off, so that the language model alone stays what it was."""
 CHAINED_SHARE = 0.12
 """Clips that another clip follows, so that longer recordings are met too."""
+DISTANCE = 0.15
+"""Weight of the frames' distance from what they stand for, beside CTC. At 1 they hardly left the blank."""
 SINGLE_RATES = {"audio_encoder.": 0.2, "align.": 0.2, "llama.": 0.5, "lora_": 1.0}
 COUNTED = 4.0
 """How much oftener speakers are counted in dialogues, half of which are one voice's, than in other clips."""
@@ -156,7 +158,7 @@ class ListeningStage:
         aligned = self.aligned(clips, audio)
         answers = answer_loss(logits, packed)
         return {
-            "loss": answers + self.recipe.ctc * (aligned["ctc"] + aligned["distance"]),
+            "loss": answers + self.recipe.ctc * (aligned["ctc"] + DISTANCE * aligned["distance"]),
             "answers": answers,
             **aligned,
             **self._right(logits.detach(), packed, items),
@@ -209,7 +211,7 @@ class AlignStage(ListeningStage):
         super().__post_init__()
         self.name = "align"
         self.budget = self.recipe.align
-        self.rates: dict[str, float] = {}
+        self.rates: dict[str, float] = {"align.": 10.0}  # two numbers, in units of their own
         self.train_only()
 
     def losses(self, step: int) -> dict[str, Tensor]:
@@ -217,7 +219,7 @@ class AlignStage(ListeningStage):
         rng = random.Random(f"{self.recipe.seed}/align/{step}")
         clips = self.clips(step, self.budget.batch, rng)
         aligned = self.aligned(clips, self.hear(clips, rng))
-        return {"loss": aligned["ctc"] + aligned["distance"], **aligned}
+        return {"loss": aligned["ctc"] + DISTANCE * aligned["distance"], **aligned}
 
 
 class SingleStage(ListeningStage):
