@@ -2,7 +2,7 @@
 // The card of the clip: chosen, dropped, an example or recorded; drawn and played.
 
 import { Recording, RecordingError, drawBars, drawClip, readClip } from "./clip.js";
-import { asClock, asSize, find } from "./dom.js";
+import { asClock, asSeconds, asSize, find } from "./dom.js";
 
 /** @typedef {import("./clip.js").Clip} Clip */
 /** @typedef {import("./api.js").Model} Model */
@@ -18,6 +18,7 @@ const playButton = find("#play", HTMLButtonElement);
 const position = find("#position", HTMLInputElement);
 const canvas = find("#waveform", HTMLCanvasElement);
 const player = find("#player", HTMLElement);
+const playback = find("#playback", HTMLElement);
 const message = find("#clip-message", HTMLElement);
 const audio = new Audio();
 const calm = matchMedia("(prefers-reduced-motion: reduce)");
@@ -40,7 +41,7 @@ export function setLimits(model) {
   limits = model;
   const formats = model.formats.map((name) => name.toUpperCase()).join(", ");
   find("#clip-hint", HTMLElement).textContent =
-    `Or drop a file here: ${formats}, up to ${model.max_audio_seconds.toFixed(1)} s and ${asSize(model.max_upload_bytes)}.`;
+    `Or drop a file here: ${formats}, up to ${asSeconds(model.max_audio_seconds)} and ${asSize(model.max_upload_bytes)}.`;
 }
 
 /** @param {string} text */
@@ -121,11 +122,12 @@ function showClip(shown) {
   URL.revokeObjectURL(audio.src);
   audio.src = URL.createObjectURL(shown.blob);
   player.hidden = false;
-  const length = shown.seconds === null ? "" : `, ${shown.seconds.toFixed(1)} s`;
+  const length = shown.seconds === null ? "" : `, ${asSeconds(shown.seconds)}`;
   find("#clip-name", HTMLElement).textContent = `${shown.name}${length}, ${asSize(shown.blob.size)}`;
   canvas.setAttribute("aria-label", `Waveform of ${shown.name}${length}`);
   position.max = String(shown.seconds ?? 0);
-  position.disabled = playButton.disabled = shown.seconds === null;
+  position.disabled = playButton.disabled = false;
+  playback.hidden = shown.seconds === null;
   sayOfClip(warningOf(shown));
   showPosition(0);
 }
@@ -135,7 +137,7 @@ function warningOf({ blob, seconds }) {
   if (limits && blob.size > limits.max_upload_bytes) return `More than the ${asSize(limits.max_upload_bytes)} that this server takes.`;
   if (seconds === null) return "This browser cannot show or play the file. The server decides for itself.";
   if (limits && seconds > limits.max_audio_seconds) {
-    return `Longer than the ${limits.max_audio_seconds.toFixed(1)} s that this server takes.`;
+    return `Longer than the ${asSeconds(limits.max_audio_seconds)} that this server takes.`;
   }
   return "";
 }
@@ -192,7 +194,7 @@ async function startRecording(take) {
     audio.pause();
     recordButton.textContent = "Stop recording";
     recordButton.classList.add("recording");
-    player.hidden = false;
+    player.hidden = playback.hidden = false;
     playButton.disabled = position.disabled = true;
     sayOfClip("Recording.");
     showRecording(recording, [], take);

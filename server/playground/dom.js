@@ -53,14 +53,20 @@ export function announce(text) {
 
 /** @param {number} milliseconds */
 export function asDuration(milliseconds) {
+  if (milliseconds === 0) return "0 ms";
   if (milliseconds >= 1000) return `${(milliseconds / 1000).toFixed(2)} s`;
   return `${milliseconds.toFixed(milliseconds < 10 ? 1 : 0)} ms`;
 }
 
-/** @param {number} seconds as m:ss */
+/** @param {number} seconds as m:ss.t */
 export function asClock(seconds) {
-  const whole = Math.floor(seconds + 1e-6);
-  return `${Math.floor(whole / 60)}:${String(whole % 60).padStart(2, "0")}`;
+  const tenths = Math.round(seconds * 10);
+  return `${Math.floor(tenths / 600)}:${((tenths % 600) / 10).toFixed(1).padStart(4, "0")}`;
+}
+
+/** @param {number} seconds */
+export function asSeconds(seconds) {
+  return `${+seconds.toFixed(1)} s`;
 }
 
 /** @param {number} bytes */

@@ -36,6 +36,7 @@ export class Exchange {
     this._showCommands(fileName, fields);
     list.prepend(entry);
     hint.hidden = true;
+    this._item.scrollIntoView({ block: "nearest" }); // on a phone it is below the form
   }
 
   /** @param {string} piece */
@@ -110,9 +111,9 @@ export class Exchange {
   _explainCaches(heardBefore, readBefore) {
     const note = find(".cache-note", HTMLElement, this._item);
     note.hidden = !heardBefore && !readBefore;
-    note.textContent = readBefore
-      ? "The clip and this instruction were known: most of the prompt came from the cache."
-      : "The clip was known: it was not encoded again.";
+    const clip = "The clip was known: it was not encoded again.";
+    const prompt = "This instruction was known: a part of the prompt came from the cache.";
+    note.textContent = [heardBefore && clip, readBefore && prompt].filter(Boolean).join(" ");
   }
 
   /**

@@ -3,7 +3,7 @@
 
 import { ApiError, apiKey, ask, fetchLoad, fetchModel, fetchState, isAbort, keepApiKey } from "./api.js";
 import { currentClip, initClipCard, sayOfClip, setLimits } from "./clip_card.js";
-import { asDuration, asSize, find } from "./dom.js";
+import { asDuration, asSeconds, asSize, find } from "./dom.js";
 import { Exchange, clearHistory } from "./history.js";
 
 /** @typedef {import("./api.js").Fields} Fields */
@@ -47,7 +47,7 @@ function showModel(found) {
   find("#model-name", HTMLElement).textContent = found.id;
   find("#limits-fact", HTMLElement).hidden = false;
   find("#model-limits", HTMLElement).textContent =
-    `${found.max_audio_seconds.toFixed(1)} s of audio, ${asSize(found.max_upload_bytes)}, ` +
+    `${asSeconds(found.max_audio_seconds)} of audio, ${asSize(found.max_upload_bytes)}, ` +
     `${found.max_new_tokens} answer tokens, ${found.max_context_tokens} tokens in all`;
   if (found.random_weights) showNote("Nobody trained this model: its weights are random, and so are its answers.");
   if (found.merged_prompt !== null) fixPrompt(found.merged_prompt);
