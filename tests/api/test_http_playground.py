@@ -167,6 +167,36 @@ def test_labels_and_ids_fit_together() -> None:
     assert sought <= set(ids)
 
 
+def colours(block: str) -> dict[str, str]:
+    return dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6});", block))
+
+
+def luminance(colour: str) -> float:
+    """WCAG's relative luminance of #rrggbb."""
+    shares = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    linear = [share / 12.92 if share <= 0.04045 else ((share + 0.055) / 1.055) ** 2.4 for share in shares]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(one: str, other: str) -> float:
+    dark, light = sorted((luminance(one), luminance(other)))
+    return (light + 0.05) / (dark + 0.05)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_contrast_is_that_of_wcag_aa(scheme: str) -> None:
+    light, dark = re.findall(r":root \{(.*?)\}", TEXTS["playground.css"], re.DOTALL)
+    palette = colours(light) | (colours(dark) if scheme == "dark" else {})
+    grounds = ("page", "surface", "sunken")
+    texts = [(text, ground) for text in ("text", "muted") for ground in grounds]
+    texts += [("accent-text", "accent"), ("accent-text", "accent-strong"), ("accent", "surface")]
+    texts += [("bad", "bad-surface"), ("bad", "surface"), ("muted", "bad-surface"), ("text", "bad-surface")]
+    for text, ground in texts:
+        assert contrast(palette[text], palette[ground]) >= 4.5, (text, ground)
+    for edge in ("edge", "accent", "bad"):  # of controls, and the focus ring
+        assert contrast(palette[edge], palette["surface"]) >= 3, edge
+
+
 def test_presets_are_the_published_instructions_where_there_are_any() -> None:
     assert {TRANSCRIBE, *TRANSLATE.values()} <= set(TAGS.values("data-prompt"))
 
