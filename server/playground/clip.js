@@ -4,7 +4,8 @@
 const PREVIEW_RATE = 16000;
 const BAR_WIDTH = 3; // CSS pixels, the gap included
 const RECORDING_TYPES = ["audio/webm;codecs=opus", "audio/mp4", "audio/ogg;codecs=opus"];
-const ENDINGS = /** @type {{[type: string]: string}} */ ({ "audio/webm": "webm", "audio/mp4": "m4a", "audio/ogg": "ogg" });
+/** @type {{[type: string]: string}} */
+const ENDINGS = { "audio/webm": "webm", "audio/mp4": "m4a", "audio/ogg": "ogg" };
 
 /** @typedef {{blob: Blob, name: string, samples: ?Float32Array, seconds: ?number}} Clip */
 
@@ -34,9 +35,10 @@ export async function readClip(blob, name) {
  */
 export function peaksOf(samples, count) {
   return Array.from({ length: count }, (_, index) => {
+    const start = Math.floor((index * samples.length) / count);
     const end = Math.floor(((index + 1) * samples.length) / count);
     let peak = 0;
-    for (let at = Math.floor((index * samples.length) / count); at < end; at++) peak = Math.max(peak, Math.abs(samples[at]));
+    for (let at = start; at < end; at++) peak = Math.max(peak, Math.abs(samples[at]));
     return peak;
   });
 }
@@ -79,16 +81,19 @@ export function drawBars(canvas, heights, numPlayed) {
 /** Why recording cannot begin, in words for the user. */
 export class RecordingError extends Error {}
 
-const REASONS = /** @type {{[name: string]: string}} */ ({
-  NotAllowedError: "The browser refused the microphone. Allow it for this page in the browser's settings, then try again.",
+/** @type {{[name: string]: string}} */
+const REASONS = {
+  NotAllowedError: "The browser refused the microphone. Allow it for this page, then try again.",
   NotFoundError: "No microphone was found.",
   NotReadableError: "The microphone cannot be opened; another program may be using it.",
-});
+};
+const INSECURE =
+  "Browsers give the microphone to secure pages alone: open this one over HTTPS or at localhost.";
 
 /** @returns {Promise<MediaStream>} Throws RecordingError. */
 async function openMicrophone() {
   if (!isSecureContext) {
-    throw new RecordingError("Browsers give the microphone to secure pages alone: open this one over HTTPS or at localhost.");
+    throw new RecordingError(INSECURE);
   }
   if (!navigator.mediaDevices || !window.MediaRecorder) {
     throw new RecordingError("This browser cannot record. Choose a file instead.");

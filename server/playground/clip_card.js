@@ -40,8 +40,8 @@ export function currentClip() {
 export function setLimits(model) {
   limits = model;
   const formats = model.formats.map((name) => name.toUpperCase()).join(", ");
-  find("#clip-hint", HTMLElement).textContent =
-    `Or drop a file here: ${formats}, up to ${asSeconds(model.max_audio_seconds)} and ${asSize(model.max_upload_bytes)}.`;
+  const most = `${asSeconds(model.max_audio_seconds)} and ${asSize(model.max_upload_bytes)}`;
+  find("#clip-hint", HTMLElement).textContent = `Or drop a file here: ${formats}, up to ${most}.`;
 }
 
 /** @param {string} text */
@@ -134,7 +134,9 @@ function showClip(shown) {
 
 /** @param {Clip} shown what is likely to be refused; the server decides */
 function warningOf({ blob, seconds }) {
-  if (limits && blob.size > limits.max_upload_bytes) return `More than the ${asSize(limits.max_upload_bytes)} that this server takes.`;
+  if (limits && blob.size > limits.max_upload_bytes) {
+    return `More than the ${asSize(limits.max_upload_bytes)} that this server takes.`;
+  }
   if (seconds === null) return "This browser cannot show or play the file. The server decides for itself.";
   if (limits && seconds > limits.max_audio_seconds) {
     return `Longer than the ${asSeconds(limits.max_audio_seconds)} that this server takes.`;

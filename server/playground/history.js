@@ -12,6 +12,7 @@ import { announce, asDuration, find, showFacts } from "./dom.js";
 const list = find("#history", HTMLOListElement);
 const template = find("#exchange", HTMLTemplateElement);
 const hint = find("#no-answers", HTMLElement);
+const NO_INSTRUCTION = "(no instruction: the question is in the audio)";
 
 /** Another clip: its questions begin anew. */
 export function clearHistory() {
@@ -31,7 +32,7 @@ export class Exchange {
     if (!(entry instanceof DocumentFragment)) throw new Error("no template");
     this._item = find("li", HTMLLIElement, entry);
     this._answer = find(".answer", HTMLElement, entry);
-    find(".question", HTMLElement, entry).textContent = fields.prompt || "(no instruction: the question is in the audio)";
+    find(".question", HTMLElement, entry).textContent = fields.prompt || NO_INSTRUCTION;
     find(".again", HTMLButtonElement, entry).addEventListener("click", () => onAgain(fields));
     this._showCommands(fileName, fields);
     list.prepend(entry);

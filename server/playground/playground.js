@@ -162,8 +162,8 @@ function readFields() {
 /** @param {string} name */
 function settingOf(name) {
   const field = document.getElementById(name);
-  if (!(field instanceof HTMLInputElement || field instanceof HTMLTextAreaElement)) throw new Error(`no field ${name}`);
-  return field;
+  if (field instanceof HTMLInputElement || field instanceof HTMLTextAreaElement) return field;
+  throw new Error(`no field ${name}`);
 }
 
 function stop() {
