@@ -36,8 +36,11 @@ async function refresh() {
 }
 
 async function refreshForEver() {
-  if (!document.hidden && keyForm.hidden) await refresh();
-  setTimeout(refreshForEver, REFRESH_MS);
+  try {
+    if (!document.hidden && keyForm.hidden) await refresh();
+  } finally {
+    setTimeout(refreshForEver, REFRESH_MS);
+  }
 }
 
 /** @param {Model} found */
@@ -87,6 +90,7 @@ function showState(state) {
 /** @param {unknown} error */
 async function showUnknown(error) {
   if (!(error instanceof ApiError)) throw error;
+  model = null; // what answers next may be another server
   find("#load-fact", HTMLElement).hidden = true;
   if (error.status === 401) askForKey();
   if (error.code === "network") return showState("unreachable");
