@@ -45,8 +45,8 @@ proto: env ## write server/pb from proto/
 test: env lint ## the default checks and tests, under 10 minutes
 	$(BIN)/pytest
 
-test-all: env-train lint ## every test that needs no GPU; installs curl, openssl and flite where they are missing
-	for tool in curl openssl; do command -v $$tool >/dev/null || apt-get install -y $$tool || exit 1; done
+test-all: env-train lint ## every test that needs no GPU; installs curl, openssl, chromium and flite where they are missing
+	for tool in curl openssl chromium; do command -v $$tool >/dev/null || apt-get install -y $$tool || exit 1; done
 	$(BIN)/pytest -m 'not gpu' --no-skips
 
 test-gpu: env ## the tests that need a CUDA device

@@ -30,6 +30,7 @@ from server.http_errors import JsonResponse, handle_http_error, handle_server_er
 from server.http_exchange import Ask, chat_ask, exchange
 from server.http_middleware import ExchangeMiddleware
 from server.http_openapi import CHAT_DOCS, MODEL_DOCS, MODELS_DOCS, SPEECH_CHAT_BODY, DocumentedApp
+from server.http_playground import add_playground_routes
 from server.http_replies import model_json
 from server.metrics import CONTENT_TYPE
 from server.openai_api import add_openai_routes
@@ -55,6 +56,7 @@ def create_app(service: SpeechService) -> ASGIApp:
     add_info_routes(app, service)
     add_speech_routes(app, service)
     add_openai_routes(app, service)
+    add_playground_routes(app)
     if service.settings.metrics_port and service.settings.metrics_port == service.settings.http_port:
         add_metrics_route(app, service)
     return ExchangeMiddleware(app, lambda: service.readiness().state == "draining")

@@ -1,0 +1,240 @@
+// @ts-check
+// The card of the clip: chosen, dropped, an example or recorded; drawn and played.
+
+import { Recording, RecordingError, drawBars, drawClip, readClip } from "./clip.js";
+import { asClock, asSeconds, asSize, find } from "./dom.js";
+
+/** @typedef {import("./clip.js").Clip} Clip */
+/** @typedef {import("./api.js").Model} Model */
+
+const FALLBACK_LIMIT_S = 120;
+const LEVEL_EVERY_MS = 80;
+
+const card = find("#clip-card", HTMLElement);
+const fileInput = find("#file", HTMLInputElement);
+const exampleSelect = find("#example", HTMLSelectElement);
+const recordButton = find("#record", HTMLButtonElement);
+const playButton = find("#play", HTMLButtonElement);
+const position = find("#position", HTMLInputElement);
+const canvas = find("#waveform", HTMLCanvasElement);
+const player = find("#player", HTMLElement);
+const playback = find("#playback", HTMLElement);
+const message = find("#clip-message", HTMLElement);
+const audio = new Audio();
+const calm = matchMedia("(prefers-reduced-motion: reduce)");
+
+/** @type {?Clip} */
+let clip = null;
+/** @type {?Model} */
+let limits = null;
+/** @type {?Recording} */
+let recording = null;
+let numChoices = 0;
+
+/** @returns {?Clip} */
+export function currentClip() {
+  return clip;
+}
+
+/** @param {Model} model whose limits clips are held against */
+export function setLimits(model) {
+  limits = model;
+  const formats = model.formats.map((name) => name.toUpperCase()).join(", ");
+  const most = `${asSeconds(model.max_audio_seconds)} and ${asSize(model.max_upload_bytes)}`;
+  find("#clip-hint", HTMLElement).textContent = `Or drop a file here: ${formats}, up to ${most}.`;
+}
+
+/** @param {string} text */
+export function sayOfClip(text) {
+  message.textContent = text;
+}
+
+/** @param {(clip: Clip) => void} onClip called whenever there is another clip */
+export function initClipCard(onClip) {
+  const take = (/** @type {Blob} */ blob, /** @type {string} */ name) => takeClip(blob, name, onClip);
+  fileInput.addEventListener("change", () => takeChosen(take));
+  exampleSelect.addEventListener("change", () => takeExample(take));
+  recordButton.addEventListener("click", () => (recording ? stopRecording(take) : startRecording(take)));
+  initDrop(take);
+  initPlayer();
+}
+
+/** @typedef {(blob: Blob, name: string) => Promise<void>} Take */
+
+/** @param {Take} take */
+function takeChosen(take) {
+  const file = fileInput.files?.[0];
+  fileInput.value = ""; // so that the same file can be chosen again
+  if (file) take(file, file.name);
+}
+
+/** @param {Take} take */
+async function takeExample(take) {
+  const path = exampleSelect.value;
+  if (!path) return;
+  try {
+    const response = await fetch(new URL(path, document.baseURI));
+    if (!response.ok) throw new Error(`status ${response.status}`);
+    await take(await response.blob(), path.split("/").at(-1) ?? "example.wav");
+    exampleSelect.value = path;
+  } catch {
+    sayOfClip("The example cannot be loaded.");
+  }
+}
+
+/** @param {Take} take */
+function initDrop(take) {
+  // On the whole page, for a file dropped beside the card would make the browser leave.
+  addEventListener("dragover", (event) => {
+    event.preventDefault();
+    card.classList.add("dropping");
+  });
+  addEventListener("dragleave", (event) => {
+    if (!event.relatedTarget) card.classList.remove("dropping");
+  });
+  addEventListener("drop", (event) => {
+    event.preventDefault();
+    card.classList.remove("dropping");
+    const file = event.dataTransfer?.files[0];
+    if (file) take(file, file.name);
+  });
+}
+
+/**
+ * @param {Blob} blob
+ * @param {string} name
+ * @param {(clip: Clip) => void} onClip
+ */
+async function takeClip(blob, name, onClip) {
+  const choice = ++numChoices;
+  sayOfClip("Reading the clip.");
+  const read = await readClip(blob, name);
+  if (choice !== numChoices) return; // another one was chosen meanwhile
+  clip = read;
+  exampleSelect.value = "";
+  showClip(read);
+  onClip(read);
+}
+
+/** @param {Clip} shown */
+function showClip(shown) {
+  audio.pause();
+  URL.revokeObjectURL(audio.src);
+  audio.src = URL.createObjectURL(shown.blob);
+  player.hidden = false;
+  const length = shown.seconds === null ? "" : `, ${asSeconds(shown.seconds)}`;
+  find("#clip-name", HTMLElement).textContent = `${shown.name}${length}, ${asSize(shown.blob.size)}`;
+  canvas.setAttribute("aria-label", `Waveform of ${shown.name}${length}`);
+  position.max = String(shown.seconds ?? 0);
+  position.disabled = playButton.disabled = false;
+  playback.hidden = shown.seconds === null;
+  sayOfClip(warningOf(shown));
+  showPosition(0);
+}
+
+/** @param {Clip} shown what is likely to be refused; the server decides */
+function warningOf({ blob, seconds }) {
+  if (limits && blob.size > limits.max_upload_bytes) {
+    return `More than the ${asSize(limits.max_upload_bytes)} that this server takes.`;
+  }
+  if (seconds === null) return "This browser cannot show or play the file. The server decides for itself.";
+  if (limits && seconds > limits.max_audio_seconds) {
+    return `Longer than the ${asSeconds(limits.max_audio_seconds)} that this server takes.`;
+  }
+  return "";
+}
+
+function initPlayer() {
+  playButton.addEventListener("click", () => (audio.paused ? audio.play() : audio.pause()));
+  for (const kind of ["play", "pause", "ended"]) audio.addEventListener(kind, showPlaying);
+  position.addEventListener("input", () => seek(Number(position.value)));
+  canvas.addEventListener("click", (event) => {
+    if (clip?.seconds) seek((event.offsetX / canvas.clientWidth) * clip.seconds);
+  });
+  new ResizeObserver(redraw).observe(canvas);
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
+  audio.addEventListener("timeupdate", redraw);
+}
+
+/** @param {number} seconds */
+function seek(seconds) {
+  audio.currentTime = seconds;
+  showPosition(seconds);
+}
+
+function showPlaying() {
+  playButton.textContent = audio.paused ? "Play" : "Pause";
+  redraw();
+  if (!audio.paused && !calm.matches) requestAnimationFrame(followPlayback);
+}
+
+/** Smoother than timeupdate, which comes four times a second. */
+function followPlayback() {
+  redraw();
+  if (!audio.paused) requestAnimationFrame(followPlayback);
+}
+
+function redraw() {
+  if (!recording && clip) showPosition(audio.currentTime);
+}
+
+/** @param {number} seconds */
+function showPosition(seconds) {
+  const whole = clip?.seconds ?? 0;
+  position.value = String(seconds);
+  position.setAttribute("aria-valuetext", `${seconds.toFixed(1)} of ${whole.toFixed(1)} seconds`);
+  find("#time", HTMLElement).textContent = `${asClock(seconds)} / ${asClock(whole)}`;
+  drawClip(canvas, clip?.samples ?? null, whole ? seconds / whole : 0);
+}
+
+/** @param {Take} take */
+async function startRecording(take) {
+  recordButton.disabled = true; // until the user has answered the browser's question
+  try {
+    sayOfClip("Waiting for the microphone.");
+    recording = await Recording.start();
+    audio.pause();
+    recordButton.textContent = "Stop recording";
+    recordButton.classList.add("recording");
+    player.hidden = playback.hidden = false;
+    playButton.disabled = position.disabled = true;
+    sayOfClip("Recording.");
+    showRecording(recording, [], take);
+  } catch (error) {
+    if (!(error instanceof RecordingError)) throw error;
+    sayOfClip(error.message);
+  } finally {
+    recordButton.disabled = false;
+    recordButton.focus();
+  }
+}
+
+/**
+ * Draw the level over and over; stop at the longest clip that the server takes.
+ *
+ * @param {Recording} running
+ * @param {number[]} levels
+ * @param {Take} take
+ */
+function showRecording(running, levels, take) {
+  if (recording !== running) return;
+  const limit = limits?.max_audio_seconds ?? FALLBACK_LIMIT_S;
+  // Half a second early: the encoder adds some at its edges.
+  if (running.seconds > limit - 0.5) return void stopRecording(take);
+  find("#clip-name", HTMLElement).textContent = `Recording, at most ${Math.floor(limit)} s`;
+  find("#time", HTMLElement).textContent = asClock(running.seconds);
+  levels.push(running.level);
+  if (!calm.matches) drawBars(canvas, levels.slice(-Math.floor(canvas.clientWidth / 3)), levels.length);
+  setTimeout(showRecording, LEVEL_EVERY_MS, running, levels, take);
+}
+
+/** @param {Take} take */
+async function stopRecording(take) {
+  const ended = recording;
+  recording = null;
+  recordButton.textContent = "Record";
+  recordButton.classList.remove("recording");
+  if (!ended) return;
+  const { blob, name } = await ended.stop();
+  await take(blob, name);
+}
