@@ -63,8 +63,8 @@ class Recipe:
     language: StageBudget = field(default_factory=lambda: StageBudget(2000, 12, 5, 1.5e-3))
     acoustic: StageBudget = field(default_factory=lambda: StageBudget(2500, 24, 1, 2e-3))
     align: StageBudget = field(default_factory=lambda: StageBudget(1500, 48, 1, 3e-3))
-    single: StageBudget = field(default_factory=lambda: StageBudget(1300, 12, 5, 2e-3))
-    joint: StageBudget = field(default_factory=lambda: StageBudget(350, 20, 1, 6e-4))
+    single: StageBudget = field(default_factory=lambda: StageBudget(700, 12, 5, 2e-3))
+    joint: StageBudget = field(default_factory=lambda: StageBudget(200, 20, 1, 6e-4))
     single_share: float = 0.45
     ctc: float = 0.3
     use_prompt_adapter: bool = True
