@@ -23,8 +23,9 @@ class Script:
     """What one request meets.
 
     wait_s: before the status. gap_s: before every piece but the first. sizes: tokens of each piece, else one.
-    end: "done", "cut" (the connection is dropped after the pieces), "error" (inside the stream), "nonsense" (an
-    event that is no chunk), or "hang". status 0: the connection is dropped at once.
+    status 0: the connection is dropped at once. end: "done", "cut" (the connection is dropped after the
+    pieces), "early" (the body ends well, but without its [DONE]), "error" (inside the stream), "nonsense" (an
+    event that is no chunk), or "hang".
     """
 
     status: int = 200
@@ -123,16 +124,19 @@ class ScriptedServer:
             await _event(writer, b"data: {}\n\n")
         if script.end == "error":
             await _event(writer, b'data: {"error": {"message": "broke", "code": "engine_error"}}\n\n')
-        if script.end != "done":
-            return False
+        if script.end in ("done", "early"):
+            await self._finish(script, request, writer)
+        return script.end == "done"
+
+    async def _finish(self, script: Script, request: Request, writer: asyncio.StreamWriter) -> None:
         await _chunk(writer, {}, "stop")
         if b'"include_usage": true' in request.body:
             usage = {"completion_tokens": sum(script.sizes) or len(script.pieces)}
             await _event(writer, _data({**CHUNK, "choices": [], "usage": usage}))
-        await _event(writer, b"data: [DONE]\n\n")
+        if script.end == "done":
+            await _event(writer, b"data: [DONE]\n\n")
         writer.write(b"0\r\n\r\n")
         await writer.drain()
-        return True
 
 
 async def _reply(writer: asyncio.StreamWriter, status: int, body: Any) -> None:

@@ -7,6 +7,7 @@ import base64
 import json
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,9 @@ from server.bench.types import Api, BenchError, Exchange, Outcome, Question
 from server.eval.over_http import error_of, message_of
 
 PATHS = {Api.SPEECH: "/v1/speech/chat", Api.OPENAI: "/v1/chat/completions"}
+INFO_PATHS = ("/v1/models", "/v1/load")
+INFO_S = 10.0
+"""How long what the server is may take to tell."""
 KEEPALIVE_S = 2.0
 """Less than servers keep an idle connection (uvicorn: 5 s), so that none closes just as it is used again."""
 Fault = tuple[str, str]
@@ -32,44 +36,50 @@ class Body:
 
 
 class HttpAsker:
-    """Asks one server; close it with `aclose`. transport: httpx's, replaced in tests."""
+    """Asks one server, what it was prepared for; close it with `aclose`. timeout_s: of one question."""
 
-    def __init__(
-        self,
-        url: str,
-        api: Api,
-        questions: Sequence[Question],
-        *,
-        api_key: str | None,
-        model: str | None,
-        max_tokens: int,
-        timeout_s: float,
-    ) -> None:
+    def __init__(self, url: str, api: Api, api_key: str | None, *, timeout_s: float) -> None:
         headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
         self._url = url.rstrip("/")
         limits = httpx.Limits(max_connections=None, keepalive_expiry=KEEPALIVE_S)
         self._client = httpx.AsyncClient(
             base_url=self._url, headers=headers, timeout=None, limits=limits, follow_redirects=False
         )
-        self._path = PATHS[api]
+        self._api = api
         self._timeout_s = timeout_s
-        make_body = BODIES[api]
-        self._bodies = {question.id: make_body(question, model, max_tokens) for question in questions}
+        self._bodies: dict[str, Body] = {}
 
     async def aclose(self) -> None:
         """Close all connections."""
         await self._client.aclose()
 
+    async def describe(self) -> dict[str, Any]:
+        """`model` and `load` as the server tells them, null where it does not.
+
+        Raises BenchError if there is no server, or it does not know the key.
+        """
+        try:
+            models, load = [await self._client.get(path, timeout=INFO_S) for path in INFO_PATHS]
+        except httpx.TransportError as error:
+            raise BenchError(f"{self._url}: cannot connect: {error!r}") from error
+        if models.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
+            raise BenchError(f"{self._url}: {models.status_code}: {message_of(models)}")
+        listed = _object_of(models).get("data")
+        entry = listed[0] if isinstance(listed, list) and listed else None
+        model = entry if isinstance(entry, dict) else None
+        return {"url": self._url, "model": model, "load": _object_of(load) or None}
+
+    def prepare(self, questions: Sequence[Question], *, model: str | None, max_tokens: int) -> None:
+        """Make the bodies, so that none is made while the clock runs."""
+        make_body = BODIES[self._api]
+        self._bodies = {question.id: make_body(question, model, max_tokens) for question in questions}
+
     async def ask(self, question: Question, leave_after: int | None = None) -> Exchange:
         """Ask once; every way to end is an Exchange."""
         body, answer = self._bodies[question.id], ChatReader()
-        headers = {"content-type": body.content_type}
         fault: Fault | None = None
         try:
-            async with (
-                asyncio.timeout(self._timeout_s),
-                self._client.stream("POST", self._path, content=body.content, headers=headers) as response,
-            ):
+            async with asyncio.timeout(self._timeout_s), self._post(body) as response:
                 if response.status_code != httpx.codes.OK:
                     return await _refusal(response)
                 fault = await _read(response, answer, leave_after)
@@ -80,6 +90,10 @@ class HttpAsker:
         except MalformedStream as error:
             fault = "malformed", str(error)
         return _exchange(answer, fault)
+
+    def _post(self, body: Body) -> AbstractAsyncContextManager[httpx.Response]:
+        headers = {"content-type": body.content_type}
+        return self._client.stream("POST", PATHS[self._api], content=body.content, headers=headers)
 
 
 async def _read(response: httpx.Response, answer: ChatReader, leave_after: int | None) -> Fault | None:
@@ -166,27 +180,6 @@ BODIES: dict[Api, Callable[[Question, str | None, int], Body]] = {
     Api.SPEECH: _speech_body,
     Api.OPENAI: _openai_body,
 }
-
-
-# What the server is
-
-
-async def describe(url: str, api_key: str | None) -> dict[str, Any]:
-    """`model` and `load` as the server tells them, null where it does not.
-
-    Raises BenchError if there is no server, or it does not know the key.
-    """
-    headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
-    async with httpx.AsyncClient(base_url=url.rstrip("/"), headers=headers, timeout=10) as client:
-        try:
-            models, load = await client.get("/v1/models"), await client.get("/v1/load")
-        except httpx.TransportError as error:
-            raise BenchError(f"{url}: cannot connect: {error!r}") from error
-    if models.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
-        raise BenchError(f"{url}: {models.status_code}: {message_of(models)}")
-    listed = _object_of(models).get("data")
-    entry = listed[0] if isinstance(listed, list) and listed else None
-    return {"url": url, "model": entry if isinstance(entry, dict) else None, "load": _object_of(load) or None}
 
 
 def _object_of(response: httpx.Response) -> dict[str, Any]:

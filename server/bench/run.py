@@ -37,29 +37,20 @@ async def bench(plan: Plan, bar: Bar) -> dict[str, Any]:
     check_extra()
     if (plan.output / RESULTS).exists():
         raise BenchError(f"{plan.output}: holds results already; use another --output")
-    from server.bench.client import HttpAsker, describe
+    from server.bench.client import HttpAsker
 
     setup = setup_json(sys.argv)
-    server = await describe(plan.server, plan.api_key)
-    with bar("Reading clips") as on_progress:
-        asked = load_questions(plan, (server["model"] or {}).get("max_audio_seconds"), on_progress)
-    asker = HttpAsker(
-        plan.server,
-        plan.api,
-        asked.questions,
-        api_key=plan.api_key,
-        model=plan.model or _model_to_name(plan, server),
-        max_tokens=plan.max_tokens,
-        timeout_s=plan.timeout_s,
-    )
-    async with contextlib.aclosing(asker):
-        run = Run(plan, asker, asked, setup, server, bar)
-        return await run.all()
-
-
-def _model_to_name(plan: Plan, server: dict[str, Any]) -> str | None:
-    """OpenAI's servers want their own model named."""
-    return (server["model"] or {}).get("id") if plan.api is Api.OPENAI else None
+    async with contextlib.aclosing(
+        HttpAsker(plan.server, plan.api, plan.api_key, timeout_s=plan.timeout_s)
+    ) as asker:
+        server = await asker.describe()
+        model = server["model"] or {}
+        with bar("Reading clips") as on_progress:
+            asked = load_questions(plan, model.get("max_audio_seconds"), on_progress)
+        # OpenAI's servers want their own model named.
+        name = plan.model or (model.get("id") if plan.api is Api.OPENAI else None)
+        asker.prepare(asked.questions, model=name, max_tokens=plan.max_tokens)
+        return await Run(plan, asker, asked, setup, server, bar).all()
 
 
 @dataclass(slots=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import json
 import time
 from dataclasses import replace
@@ -33,18 +34,18 @@ def row_of(results: dict) -> dict:
 
 @APIS
 async def test_known_delays_are_the_figures(tmp_path: Path, api: Api):
-    script = Script(wait_s=0.2, gap_s=0.1)
+    script = Script(wait_s=0.2, gap_s=0.4)
     async with scripted(script) as server:
-        results = await run_bench(server, tmp_path, api=api, rates=(20.0,), num_requests=20)
+        results = await run_bench(server, tmp_path, api=api, rates=(5.0,), num_requests=10)
     row = row_of(results)
-    assert row["requests"] == {"sent": 20, "ok": 20, "failed": 0, "rejected": 0, "cancelled": 0}
-    assert 200 <= row["ttft_ms"]["p50"] < 300
-    assert 95 <= row["itl_ms"]["p50"] < 150
-    assert 95 <= row["tpot_ms"]["p50"] < 150
-    assert 400 <= row["e2e_ms"]["p50"] < 600
-    assert row["throughput"]["output_tokens"] == 60
-    assert row["throughput"]["audio_seconds"] == 10
-    assert row["agreement"]["equal"] == row["agreement"]["compared"] == 20
+    assert row["requests"] == {"sent": 10, "ok": 10, "failed": 0, "rejected": 0, "cancelled": 0}
+    assert 200 <= row["ttft_ms"]["p50"] < 400
+    assert 300 <= row["itl_ms"]["p50"] < 500
+    assert 300 <= row["tpot_ms"]["p50"] < 500
+    assert 1000 <= row["e2e_ms"]["p50"] < 1400
+    assert row["throughput"]["output_tokens"] == 30
+    assert row["throughput"]["audio_seconds"] == 5
+    assert row["agreement"]["equal"] == row["agreement"]["compared"] == 10
     assert row["agreement"]["by"] == ("token_ids" if api is Api.SPEECH else "text")
     assert results["is_complete"]
     assert results["schema"] == "wavllm.bench/1"
@@ -52,13 +53,13 @@ async def test_known_delays_are_the_figures(tmp_path: Path, api: Api):
 
 @APIS
 async def test_several_tokens_in_a_delta_are_all_counted(tmp_path: Path, api: Api):
-    script = Script(pieces=("a", "b", "c"), sizes=(1, 4, 4), gap_s=0.2)
+    script = Script(pieces=("a", "b", "c"), sizes=(1, 4, 4), gap_s=0.4)
     async with scripted(script) as server:
         results = await run_bench(server, tmp_path, api=api, num_requests=4)
     row = row_of(results)
     assert row["throughput"]["output_tokens"] == 36
-    assert 48 <= row["itl_ms"]["p50"] < 100
-    assert 48 <= row["tpot_ms"]["p50"] < 100
+    assert 75 <= row["itl_ms"]["p50"] < 150
+    assert 75 <= row["tpot_ms"]["p50"] < 150
 
 
 async def test_what_is_sent(tmp_path: Path):
@@ -102,12 +103,10 @@ async def test_a_stall_shows_in_what_was_due_meanwhile(tmp_path: Path):
 
 
 async def test_requests_do_not_wait_for_answers(tmp_path: Path):
-    async with scripted(Script(wait_s=0.5)) as server:
-        begin = time.perf_counter()
-        results = await run_bench(server, tmp_path, rates=(100.0,), num_requests=50)
-    assert time.perf_counter() - begin < 10  # one after another: 25 s
-    assert server.most_running >= 25
-    assert row_of(results)["e2e_ms"]["p50"] >= 500
+    async with scripted(Script(wait_s=1.5)) as server:
+        results = await run_bench(server, tmp_path, rates=(100.0,), num_requests=30)
+    assert server.most_running >= 20
+    assert row_of(results)["e2e_ms"]["p50"] >= 1500
 
 
 async def test_in_flight_at_most(tmp_path: Path):
@@ -116,7 +115,7 @@ async def test_in_flight_at_most(tmp_path: Path):
     assert server.most_running == 3
     hold = row_of(results)["hold_ms"]
     assert hold["count"] == 12
-    assert 140 <= hold["max"] < 1000
+    assert hold["max"] >= 140
 
 
 async def test_refusals_are_counted_by_status_and_code(tmp_path: Path):
@@ -144,6 +143,7 @@ async def test_every_kind_of_failure_is_one(tmp_path: Path):
     kinds = [
         Script(),
         Script(end="cut"),
+        Script(end="early"),
         Script(end="error"),
         Script(end="nonsense"),
         Script(end="hang"),
@@ -151,13 +151,20 @@ async def test_every_kind_of_failure_is_one(tmp_path: Path):
         Script(500, "internal_error"),
     ]
 
-    async with scripted(lambda request: kinds[request.number % 7]) as server:
-        results = await run_bench(server, tmp_path, num_requests=21, timeout_s=3.0)
+    async with scripted(lambda request: kinds[request.number % 8]) as server:
+        results = await run_bench(server, tmp_path, num_requests=24, timeout_s=3.0)
     row = row_of(results)
-    assert row["requests"] == {"sent": 21, "ok": 3, "failed": 18, "rejected": 0, "cancelled": 0}
+    assert row["requests"] == {"sent": 24, "ok": 3, "failed": 21, "rejected": 0, "cancelled": 0}
     counted = {kind: found["count"] for kind, found in row["failures"].items()}
     # The connection that is dropped inside a chunked body is as much a broken connection as one before it.
-    assert counted == {"connection": 6, "engine_error": 3, "internal_error": 3, "malformed": 3, "timeout": 3}
+    assert counted == {
+        "connection": 6,
+        "cut": 3,
+        "engine_error": 3,
+        "internal_error": 3,
+        "malformed": 3,
+        "timeout": 3,
+    }
     assert row["failures"]["internal_error"]["status"] == 500
     assert row["failures"]["timeout"]["latency_ms"]["p50"] >= 3000
 
@@ -195,7 +202,7 @@ async def test_each_question_is_asked_alone_first_or_last_or_never(tmp_path: Pat
     for when, asked in (("before", 5), ("after", 5), ("none", 3)):
         folder = tmp_path / when
         folder.mkdir()
-        async with scripted(Script(wait_s=0.02)) as server:
+        async with scripted(Script(wait_s=0.3)) as server:
             changes = {"prompts": ("a", "b"), "num_requests": 3, "reference": ReferenceTime(when)}
             results = await run_bench(server, folder, **changes)
         assert len(server.requests) == asked
@@ -302,11 +309,9 @@ async def test_no_server_and_no_place_in_time(tmp_path: Path):
         plan = plan_of(server.url, tmp_path)
     with pytest.raises(BenchError, match="cannot connect"):
         await bench(plan, silent_bar)
-    asker = HttpAsker(
-        server.url, Api.SPEECH, questions_of(1), api_key=None, model=None, max_tokens=1, timeout_s=5
-    )
-    exchange = await asker.ask(questions_of(1)[0])
-    await asker.aclose()
+    async with contextlib.aclosing(HttpAsker(server.url, Api.SPEECH, None, timeout_s=5)) as asker:
+        asker.prepare(questions_of(1), model=None, max_tokens=1)
+        exchange = await asker.ask(questions_of(1)[0])
     assert (exchange.outcome, exchange.error) == (Outcome.FAILED, "connection")
 
 
