@@ -8,14 +8,14 @@ import re
 from pathlib import Path
 
 import pytest
-from bench_harness import questions_of
+from bench_harness import plan_of, questions_of
 
 from server.bench import figures
 from server.bench.plot import plot_latency
 from server.bench.report import HEADERS, agreement_text, cells, markdown, number, remarks_on
 from server.bench.setup import commit, processor, without_secrets
-from server.bench.types import Arrival, BenchError, Exchange, Load, Outcome, Piece, Record
-from server.cli_bench import make_table, parse_rates, parse_slos
+from server.bench.types import Arrival, BenchError, Exchange, Load, Outcome, Piece, Record, ReferenceTime
+from server.cli_bench import check, make_table, parse_rates, parse_slos
 from server.cli_errors import CommandError
 
 QUESTIONS = questions_of(2)
@@ -304,3 +304,21 @@ def test_options_that_are_lists():
     for wrong in ("ttft", "itl:5", "ttft:soon"):
         with pytest.raises(CommandError, match="--goodput"):
             parse_slos((wrong,))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"server": "x.org"}, ("--server", "http://")),
+        ({"manifest": Path("a.tsv")}, ("--manifest", "--prompt")),
+        ({"audio_root": Path("x")}, ("--audio-root", "--manifest")),
+        ({"duration_s": 5.0}, ("--duration", "--num-requests")),
+        ({"cancel_share": 0.1, "reference": ReferenceTime.NONE}, ("--cancel-share", "--reference")),
+    ],
+)
+def test_options_that_do_not_go_together(tmp_path: Path, changes: dict, words: tuple):
+    check(plan_of("http://x", tmp_path))
+    with pytest.raises(CommandError) as caught:
+        check(plan_of("http://x", tmp_path, **changes))
+    assert caught.value.exit_code == 2
+    assert all(word in str(caught.value) for word in words)
