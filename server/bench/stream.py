@@ -58,7 +58,7 @@ class ChatReader:
             raise MalformedStream(f"not a chunk of a chat: {data[:200]}") from error
 
     def _take_chunk(self, chunk: dict[str, Any], at: float) -> None:
-        if "error" in chunk:
+        if chunk.get("error"):
             self.error = dict(chunk["error"])
             return
         if chunk.get("usage"):
