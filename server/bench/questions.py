@@ -58,8 +58,11 @@ def _of_manifest(manifest: Path, audio_root: Path | None, on_progress: Progress)
         raise BenchError(str(error)) from error
     files = list(dict.fromkeys(row.audio for row in rows))
     clips = dict(zip(files, _clips(files, on_progress), strict=True))
-    distinct = {(row.audio, row.prompt): row for row in reversed(rows)}  # of equal ones the first
-    return tuple(Question(row.key, clips[row.audio], row.prompt) for row in reversed(distinct.values()))
+    distinct: dict[tuple[Path, str], Question] = {}
+    for row in rows:
+        question = Question(row.key, clips[row.audio], row.prompt)
+        distinct.setdefault((row.audio, row.prompt), question)
+    return tuple(distinct.values())
 
 
 def _default_questions(prompts: Sequence[str], max_audio_s: float | None, on_progress: Progress) -> Asked:
