@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from server.bench.types import Api, Plan, ReferenceTime
 from server.cli_errors import CommandError
 
 HELP = "Ask questions about speech: a server for WavLLM over REST and gRPC."
@@ -37,6 +38,14 @@ EVAL_EXAMPLES = """Examples:
   wavllm eval gaokao.tsv --server http://127.0.0.1:8000 --audio-root /data/gaokao
 
 Run again to go on after an interruption.
+"""
+BENCH_EXAMPLES = """Examples:
+
+  wavllm bench --request-rate 1,2,4,8,inf --goodput ttft:600 --goodput e2e:3000
+
+  wavllm bench --manifest asr.tsv --audio-root /data --duration 60 --request-rate 4
+
+  wavllm bench --api openai --server http://127.0.0.1:8000 --audio clip.wav --prompt "What is said?"
 """
 
 ModelDir = Annotated[
@@ -211,6 +220,103 @@ def evaluate(
     )
 
 
+def bench(
+    server: Annotated[str, typer.Option(help="URL of the server.")] = "http://127.0.0.1:8000",
+    api: Annotated[
+        Api, typer.Option(help="speech: /v1/speech/chat; openai: /v1/chat/completions.")
+    ] = Api.SPEECH,
+    api_key: Annotated[str | None, typer.Option(help="Key for the server.", show_default=False)] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Name to send.", show_default="with openai the first of /v1/models")
+    ] = None,
+    manifest: Annotated[
+        Path | None,
+        typer.Option(help="TSV as `wavllm eval` reads it: what to ask.", show_default="example clips"),
+    ] = None,
+    audio_root: Annotated[
+        Path | None,
+        typer.Option(help="Where audio is that is not beside the manifest.", show_default=False),
+    ] = None,
+    audio: Annotated[
+        list[Path] | None, typer.Option(help="A clip to ask about; repeatable.", show_default=False)
+    ] = None,
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="An instruction for every clip; repeatable.",
+            show_default="What is said?",
+        ),
+    ] = None,
+    request_rate: Annotated[
+        str, typer.Option(help="Requests per second; several, one load after another: 1,2,4,inf.")
+    ] = "1",
+    num_requests: Annotated[int, typer.Option(min=1, help="Requests measured at each rate.")] = 100,
+    duration: Annotated[
+        float | None,
+        typer.Option(min=0.1, help="Seconds of arrivals, in place of --num-requests.", show_default=False),
+    ] = None,
+    warmup: Annotated[
+        int, typer.Option(min=0, help="Requests at the start of each rate that are in no figure.")
+    ] = 4,
+    burstiness: Annotated[
+        float, typer.Option(min=0.001, help="1: Poisson arrivals; less: bursts; more: steadier.")
+    ] = 1.0,
+    max_concurrency: Annotated[
+        int | None,
+        typer.Option(min=1, help="Requests in flight at most; latency counts the wait.", show_default="any"),
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer in tokens.")] = 128,
+    seed: Annotated[int, typer.Option(min=0, help="Makes arrivals and questions repeatable.")] = 0,
+    goodput: Annotated[
+        list[str] | None,
+        typer.Option(help="A bound in ms: ttft:600, tpot:50 or e2e:3000; repeatable.", show_default=False),
+    ] = None,
+    cancel_share: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of clients that leave in the middle.")
+    ] = 0.0,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds from a send to its end, at most.")] = 300.0,
+    reference: Annotated[
+        ReferenceTime,
+        typer.Option(help="When every question is asked alone, to compare answers; before also warms up."),
+    ] = ReferenceTime.BEFORE,
+    output: Annotated[
+        Path | None, typer.Option(help="New directory of the results.", show_default="bench-results/TIME")
+    ] = None,
+) -> None:
+    """Send requests to a server on a schedule and report what its users would have felt.
+
+    Open loop: requests go out when they are due, and latency counts from then, so that a slow
+    server cannot slow down its own measurement. Exit code 1 if any request failed. Needs the extra `eval`.
+    """
+    from server.cli_bench import default_output, parse_rates, parse_slos, run_plan
+
+    run_plan(
+        Plan(
+            server=server,
+            api=api,
+            api_key=api_key,
+            model=model,
+            manifest=manifest,
+            audio_root=audio_root,
+            audio=tuple(audio or ()),
+            prompts=tuple(prompt or ()),
+            rates=parse_rates(request_rate),
+            num_requests=num_requests,
+            duration_s=duration,
+            num_warmup=warmup,
+            burstiness=burstiness,
+            max_concurrency=max_concurrency,
+            max_tokens=max_tokens,
+            seed=seed,
+            slos_ms=parse_slos(goodput or ()),
+            cancel_share=cancel_share,
+            timeout_s=timeout,
+            reference=reference,
+            output=output or default_output(),
+        )
+    )
+
+
 def build_app() -> typer.Typer:
     """All commands. Loads the settings, from which the flags of `serve` are made."""
     from server.cli_serve import SERVE_EXAMPLES, make_serve
@@ -221,6 +327,7 @@ def build_app() -> typer.Typer:
     app.command("convert", epilog=CONVERT_EXAMPLES)(convert)
     app.command("export", epilog=EXPORT_EXAMPLES)(export)
     app.command("eval", epilog=EVAL_EXAMPLES)(evaluate)
+    app.command("bench", epilog=BENCH_EXAMPLES)(bench)
     return app
 
 

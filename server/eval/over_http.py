@@ -104,7 +104,7 @@ class HttpAnswerer:
     def _answer_of(self, response: httpx.Response, latency_ms: float) -> Answer:
         self._raise_if_fatal(response)
         if response.status_code != 200:
-            return Answer(error=f"{response.status_code}: {_message(response)}")
+            return Answer(error=f"{response.status_code}: {message_of(response)}")
         try:
             choice = response.json()["choices"][0]
             text, finish_reason = choice["message"]["content"], choice["finish_reason"]
@@ -113,8 +113,8 @@ class HttpAnswerer:
         return Answer(text, finish_reason, round(latency_ms, 3))
 
     def _raise_if_fatal(self, response: httpx.Response) -> None:
-        if response.status_code in FATAL_STATUS or _error(response).get("param") in FATAL_PARAMS:
-            raise EvalError(f"{self._url}: {response.status_code}: {_message(response)}")
+        if response.status_code in FATAL_STATUS or error_of(response).get("param") in FATAL_PARAMS:
+            raise EvalError(f"{self._url}: {response.status_code}: {message_of(response)}")
 
 
 def _retry_after_s(response: httpx.Response) -> float | None:
@@ -123,8 +123,8 @@ def _retry_after_s(response: httpx.Response) -> float | None:
     return float(value) if value.isdecimal() and float(value) > 0 else None
 
 
-def _error(response: httpx.Response) -> dict[str, Any]:
-    """The body's `error`, or {}."""
+def error_of(response: httpx.Response) -> dict[str, Any]:
+    """The `error` of a body that was read, or {}."""
     if response.status_code == 200:
         return {}
     try:
@@ -134,5 +134,6 @@ def _error(response: httpx.Response) -> dict[str, Any]:
     return error if isinstance(error, dict) else {}
 
 
-def _message(response: httpx.Response) -> str:
-    return str(_error(response).get("message") or response.reason_phrase)
+def message_of(response: httpx.Response) -> str:
+    """What the server says went wrong, else the status in words."""
+    return str(error_of(response).get("message") or response.reason_phrase)

@@ -5,27 +5,19 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from server.eval.answers import AnswerFile, Settings
 from server.eval.ask import ask_all
 from server.eval.manifest import read_manifest
-from server.eval.types import Answer, Answerer, EvalError, Progress, Row
+from server.eval.types import Answer, Answerer, Bar, EvalError, Row
 from server.settings import DEFAULT_MODEL_DIR
 from server.types import EngineConfig
 
 _RANDOM = "the weights are random, the numbers mean nothing"
 EXTRA = ("jiwer", "sacrebleu", "matplotlib", "httpx")
-
-
-class Bar(Protocol):
-    """Makes progress bars."""
-
-    def __call__(self, title: str) -> AbstractContextManager[Progress]:
-        """A bar for a block."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 Progress = Callable[[int, int, str], None]
 """Called with (done, total, a word on what happens)."""
+
+
+class Bar(Protocol):
+    """Makes progress bars."""
+
+    def __call__(self, title: str) -> AbstractContextManager[Progress]:
+        """A bar for a block."""
 
 
 class EvalError(Exception):

@@ -52,7 +52,7 @@ def test_importing_the_command_line_is_light():
 def test_help_lists_the_commands_and_each_has_an_example():
     top = run("--help")
     assert top.returncode == 0
-    for command in ("serve", "ask", "convert", "export", "eval"):
+    for command in ("serve", "ask", "convert", "export", "eval", "bench"):
         assert command in top.stdout
         text = run(command, "--help")
         assert text.returncode == 0
@@ -189,3 +189,10 @@ def test_convert_and_export_say_which_file_is_bad(tmp_path: Path):
     assert_one_line(run("convert", f"--output={out}", *inputs), 1, "final.pt")
     assert_one_line(run("export", f"--model={tmp_path / 'none'}", f"--peft={out}"), 1, "none")
     assert not Path(out).exists()
+
+
+def test_bench_fails_in_one_line(tmp_path: Path):
+    nobody = "--server=http://127.0.0.1:9"
+    assert_one_line(run("bench", "--request-rate=1,fast"), 2, "--request-rate", "fast")
+    assert_one_line(run("bench", nobody, f"--output={tmp_path}"), 1, "127.0.0.1:9", "cannot connect")
+    assert list(tmp_path.iterdir()) == []
