@@ -1,11 +1,10 @@
-# BASE_IMAGE needs `python` 3.11 or newer and useradd. See docker/README.md for the lines to build and run.
+# Targets: `cpu` (the default) and `cuda`. BASE_IMAGE needs `python` 3.11 or newer and useradd.
+# See docker/README.md for the lines to build and run.
 ARG BASE_IMAGE=python:3.11-slim
 
 
 FROM ${BASE_IMAGE} AS builder
 
-# Which build of torch: .../whl/cpu, or for NVIDIA GPUs .../whl/cu130 and the like.
-ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
 RUN python -m venv /opt/wavllm
 ENV PATH=/opt/wavllm/bin:$PATH
@@ -13,28 +12,43 @@ WORKDIR /src
 
 # The lock pins the tools of development too; what is installed is what pyproject.toml needs at run time.
 COPY requirements.lock pyproject.toml ./
-RUN python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" > runtime.txt \
-    && pip install --extra-index-url "${TORCH_INDEX}" -c requirements.lock -r runtime.txt setuptools
+RUN python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" > runtime.txt
 
+
+# The package is built once per target, after what changes seldom: a new line of code downloads nothing again.
+FROM builder AS builder-cuda
+
+# The CUDA version must be one that your driver knows.
+ARG TORCH_INDEX=https://download.pytorch.org/whl/cu130
+RUN pip install --extra-index-url "${TORCH_INDEX}" -c requirements.lock -r runtime.txt setuptools
 COPY README.md LICENSE NOTICE ./
 COPY model model
 COPY server server
 RUN pip install --no-deps --no-build-isolation .
 
 
-FROM ${BASE_IMAGE}
+FROM builder AS builder-cpu
+
+ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+RUN pip install --extra-index-url "${TORCH_INDEX}" -c requirements.lock -r runtime.txt setuptools
+COPY README.md LICENSE NOTICE ./
+COPY model model
+COPY server server
+RUN pip install --no-deps --no-build-isolation .
+
+
+FROM ${BASE_IMAGE} AS runtime
 
 RUN useradd --uid 1000 --create-home --shell /usr/sbin/nologin wavllm
-COPY --from=builder /opt/wavllm /opt/wavllm
 
 # With a read-only root, /tmp is the one place to write to; numba wants a cache it can write.
 ENV PATH=/opt/wavllm/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     NUMBA_CACHE_DIR=/tmp/numba \
-    HF_HOME=/tmp/huggingface \
-    NVIDIA_VISIBLE_DEVICES=all \
-    NVIDIA_DRIVER_CAPABILITIES=compute,utility
+    HF_HOME=/tmp/huggingface
 
+# A converted checkpoint goes here, with `serve --model /model`. Without it the embedded default is served.
+VOLUME ["/model"]
 USER 1000:1000
 WORKDIR /home/wavllm
 EXPOSE 8000 50051 9090
@@ -43,3 +57,15 @@ HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 \
     CMD ["python", "-c", "import os, urllib.request; urllib.request.urlopen('http://127.0.0.1:' + os.environ.get('WAVLLM_HTTP_PORT', '8000') + '/livez', timeout=4)"]
 ENTRYPOINT ["wavllm"]
 CMD ["serve"]
+
+
+FROM runtime AS cuda
+
+ENV NVIDIA_VISIBLE_DEVICES=all \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility
+COPY --from=builder-cuda /opt/wavllm /opt/wavllm
+
+
+FROM runtime AS cpu
+
+COPY --from=builder-cpu /opt/wavllm /opt/wavllm

@@ -33,11 +33,12 @@ lock: ## pin what is installed now into requirements.lock
 serve: env ## serve the embedded default: REST on 8000, gRPC on 50051
 	$(BIN)/wavllm serve
 
-lint: env ## ruff, mypy --strict, import-linter, generated stubs
+lint: env ## ruff, mypy --strict, import-linter, generated stubs, hadolint
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m server.proto_gen --check
+	$(BIN)/hadolint Dockerfile
 
 proto: env ## write server/pb from proto/
 	$(BIN)/python -m server.proto_gen
@@ -45,8 +46,8 @@ proto: env ## write server/pb from proto/
 test: env lint ## the default checks and tests, under 10 minutes
 	$(BIN)/pytest
 
-test-all: env-train lint ## every test that needs no GPU; installs curl, openssl, chromium and flite where they are missing
-	for tool in curl openssl chromium; do command -v $$tool >/dev/null || apt-get install -y $$tool || exit 1; done
+test-all: env-train lint ## every test that needs no GPU; installs the programs it needs where they are missing
+	for tool in curl openssl nginx haproxy prometheus chromium; do command -v $$tool >/dev/null || apt-get install -y $$tool || exit 1; done
 	$(BIN)/pytest -m 'not gpu' --no-skips
 
 test-gpu: env ## the tests that need a CUDA device

@@ -14,6 +14,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from server.grpc_api import EXPIRE_S
+from server.http_server import CLOSE_GRACE_S
+from server.serve import GRPC_GRACE_S
 from server.settings import Settings, flag_of
 
 ROOT = Path(__file__).parents[2]
@@ -21,9 +24,13 @@ DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
 README = (ROOT / "docker" / "README.md").read_text(encoding="utf-8")
 COMPOSE = yaml.safe_load((ROOT / "docker" / "compose.yaml").read_text(encoding="utf-8"))
 GPU = yaml.safe_load((ROOT / "docker" / "compose.gpu.yaml").read_text(encoding="utf-8"))
+NGINX = yaml.safe_load((ROOT / "docker" / "compose.nginx.yaml").read_text(encoding="utf-8"))
+REPLICAS = ("wavllm-1", "wavllm-2")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 FLAGS = {flag_of(name) for name in Settings.model_fields}
 VARIABLES = {f"WAVLLM_{name.upper()}" for name in Settings.model_fields}
+CLOSE_S = GRPC_GRACE_S + EXPIRE_S + CLOSE_GRACE_S
+"""What the server takes at most to close its ports after the last answer."""
 DEFAULTS = {name: field.default for name, field in Settings.model_fields.items()}
 
 
@@ -36,7 +43,12 @@ def instructions(keyword):
 def copied():
     """Paths of the checkout that COPY takes."""
     sources = [line.split()[:-1] for line in instructions("COPY") if not line.startswith("--from")]
-    return [source for line in sources for source in line]
+    return list(dict.fromkeys(source for line in sources for source in line))
+
+
+def stages():
+    """Name -> what it is built from."""
+    return dict(reversed(line.split(" AS ")) for line in instructions("FROM"))
 
 
 def health_command():
@@ -69,7 +81,7 @@ def test_the_package_can_be_built_from_what_is_copied():
 
 
 def test_the_default_model_is_in_the_image_and_small():
-    (copied_to,) = re.findall(r"^COPY model (\S+)", DOCKERFILE, re.M)
+    (copied_to,) = set(re.findall(r"^COPY model (\S+)", DOCKERFILE, re.M))
     assert DEFAULTS["model"] == ROOT / copied_to / "default"
     size = sum(path.stat().st_size for path in DEFAULTS["model"].iterdir())
     assert 10 * 2**20 < size < 40 * 2**20
@@ -80,7 +92,38 @@ def test_arguments_of_the_build():
     arguments = {line.split("=")[0] for line in instructions("ARG")}
     assert arguments == {"BASE_IMAGE", "TORCH_INDEX"}
     assert set(re.findall(r"--build-arg (\w+)=", README)) == arguments
-    assert set(GPU["services"]["wavllm"]["build"]["args"]) <= arguments
+    assert instructions("ARG")[0].startswith("BASE_IMAGE=")
+    assert {stages()[name] for name in ("builder", "runtime")} == {"${BASE_IMAGE}"}
+
+
+def test_targets():
+    """CPU is the default, which is the last; each takes its own build of torch."""
+    assert list(stages())[-1] == "cpu"
+    for target in ("cpu", "cuda"):
+        assert stages()[target] == "runtime"
+        assert f"COPY --from=builder-{target} /opt/wavllm /opt/wavllm" in DOCKERFILE
+    cuda, cpu = re.findall(r"^ARG TORCH_INDEX=\S+/whl/(\w+)$", DOCKERFILE, re.M)
+    assert (cuda[:2], cpu) == ("cu", "cpu")
+    assert list(stages()).index("builder-cuda") < list(stages()).index("builder-cpu")
+    assert set(re.findall(r"--target (\w+)", README)) <= {"cpu", "cuda"}
+    assert COMPOSE["services"]["wavllm-1"]["build"]["target"] == "cpu"
+    assert GPU["services"]["wavllm-1"]["build"]["target"] == "cuda"
+
+
+def test_a_model_is_a_volume():
+    (volume,) = json.loads(instructions("VOLUME")[0])
+    for name in REPLICAS:
+        command = GPU["services"][name]["command"]
+        assert command[command.index("--model") + 1] == volume
+        (mount,) = GPU["services"][name]["volumes"]
+        assert mount.endswith(f":{volume}:ro")
+    assert f":{volume}:ro" in README
+
+
+def test_hadolint_has_nothing_to_say():
+    program = Path(sys.executable).with_name("hadolint")
+    done = subprocess.run([program, ROOT / "Dockerfile"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
 
 
 def test_the_entry_point_is_the_console_script():
@@ -97,8 +140,9 @@ def test_the_image_does_not_run_as_root():
 def test_ports_are_the_defaults():
     ports = [DEFAULTS[name] for name in ("http_port", "grpc_port", "metrics_port")]
     assert [int(port) for port in instructions("EXPOSE")[0].split()] == ports
-    inside = [int(port.split(":")[-1]) for port in COMPOSE["services"]["wavllm"]["ports"]]
+    inside = [int(port.split(":")[-1]) for port in COMPOSE["services"]["balancer"]["ports"]]
     assert inside == ports[:2]
+    assert not any("ports" in COMPOSE["services"][name] for name in REPLICAS)
     assert {int(port) for port in re.findall(r"-p \d+:(\d+)", README)} == set(ports[:2])
 
 
@@ -129,36 +173,69 @@ def test_the_health_check_asks_a_route_of_the_server():
     assert '"/livez"' in (ROOT / "server" / "http_api.py").read_text(encoding="utf-8")
 
 
+def test_compose_has_two_equal_replicas_and_what_stands_around_them():
+    services = COMPOSE["services"]
+    assert set(services) == {*REPLICAS, "balancer", "prometheus", "grafana"}
+    assert services["wavllm-1"] == services["wavllm-2"]
+
+
 def test_compose_builds_from_the_dockerfile():
-    build = COMPOSE["services"]["wavllm"]["build"]
+    build = COMPOSE["services"]["wavllm-1"]["build"]
     context = (ROOT / "docker" / build["context"]).resolve()
     assert context == ROOT
     assert (context / build["dockerfile"]).exists()
 
 
 def test_compose_gives_variables_and_flags_that_exist():
-    service = COMPOSE["services"]["wavllm"]
-    assert set(service["environment"]) <= VARIABLES
-    for command in (service["command"], GPU["services"]["wavllm"]["command"]):
-        assert own_flags(command) <= FLAGS
+    for name in REPLICAS:
+        assert set(COMPOSE["services"][name]["environment"]) <= VARIABLES
+        for services in (COMPOSE["services"], GPU["services"]):
+            assert own_flags(services[name]["command"]) <= FLAGS
 
 
-def test_compose_waits_for_the_drain():
-    grace_s = int(COMPOSE["services"]["wavllm"]["stop_grace_period"].removesuffix("s"))
-    needed_s = DEFAULTS["drain_delay"] + DEFAULTS["shutdown_timeout"]
-    assert grace_s > needed_s
-    assert {int(seconds) > needed_s for seconds in re.findall(r"--stop-timeout (\d+)", README)} == {True}
+@pytest.mark.parametrize("file", [COMPOSE, GPU], ids=["cpu", "gpu"])
+def test_compose_waits_for_the_drain(file):
+    for name in REPLICAS:
+        words = file["services"][name]["command"]
+        drain_s, shutdown_s = (
+            float(words[words.index(flag) + 1]) for flag in ("--drain-delay", "--shutdown-timeout")
+        )
+        grace_s = int(COMPOSE["services"][name]["stop_grace_period"].removesuffix("s"))
+        assert grace_s >= drain_s + shutdown_s + CLOSE_S
+    needed_s = DEFAULTS["drain_delay"] + DEFAULTS["shutdown_timeout"] + CLOSE_S
+    assert {int(seconds) >= needed_s for seconds in re.findall(r"--stop-timeout (\d+)", README)} == {True}
 
 
-def test_prometheus_scrapes_the_service():
-    prometheus = COMPOSE["services"]["prometheus"]
-    (mount,) = prometheus["volumes"]
-    config = yaml.safe_load((ROOT / "docker" / mount.split(":")[0]).read_text(encoding="utf-8"))
-    (job,) = config["scrape_configs"]
-    ((target,),) = [group["targets"] for group in job["static_configs"]]
-    host, port = target.split(":")
-    assert host in COMPOSE["services"]
-    assert int(port) == DEFAULTS["metrics_port"]
+def test_compose_shuts_the_replicas_in():
+    for name in REPLICAS:
+        service = COMPOSE["services"][name]
+        assert service["read_only"] is True
+        assert service["tmpfs"] == ["/tmp"]
+        assert service["cap_drop"] == ["ALL"]
+        assert service["security_opt"] == ["no-new-privileges:true"]
+
+
+def mounted_files(file):
+    """Paths of the checkout that services mount."""
+    mounts = [mount for service in file["services"].values() for mount in service.get("volumes", ())]
+    return [ROOT / "docker" / mount.split(":")[0] for mount in mounts if mount.startswith("./")]
+
+
+@pytest.mark.parametrize("file", [COMPOSE, NGINX], ids=["haproxy", "nginx"])
+def test_what_is_mounted_exists(file):
+    assert mounted_files(file)
+    assert all(path.exists() for path in mounted_files(file))
+
+
+def test_nginx_in_compose_knows_the_replicas_by_addresses_that_stay():
+    fixed = {f"{name}:{NGINX['services'][name]['networks']['default']['ipv4_address']}" for name in REPLICAS}
+    for name in ("balancer", "readiness"):
+        assert set(NGINX["services"][name]["extra_hosts"]) == fixed
+    script, directory, *urls = NGINX["services"]["readiness"]["entrypoint"]
+    assert f"./nginx{script}:{script}:ro" in NGINX["services"]["readiness"]["volumes"]
+    assert urls == [f"{name}=http://{name}:8000/readyz" for name in REPLICAS]
+    config = (ROOT / "docker" / "nginx" / "nginx.conf").read_text(encoding="utf-8")
+    assert set(re.findall(r"-f (\S+)\)", config)) == {f"{directory}/{name}.out" for name in REPLICAS}
 
 
 def test_the_readme_names_flags_variables_and_files_that_exist():
@@ -168,5 +245,5 @@ def test_the_readme_names_flags_variables_and_files_that_exist():
     for words in serving:
         assert own_flags(words) <= FLAGS
     assert set(re.findall(r"WAVLLM_[A-Z_]+", README)) <= VARIABLES
-    for path in re.findall(r"docker/[\w.]+\.ya?ml|tests/[\w/]+\.py", README):
+    for path in re.findall(r"docker/[\w./]+\.(?:ya?ml|json|cfg|conf|lua|sh)|tests/[\w/]+\.py", README):
         assert (ROOT / path).exists()
