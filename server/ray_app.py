@@ -19,7 +19,7 @@ from server.grpc_servicer import SpeechChat
 from server.http_api import create_app
 from server.logs import configure
 from server.pb import speech_pb2 as pb
-from server.ray_call import ReplicaCalls, pieces, single
+from server.ray_call import ReplicaCalls, Requests, ServeContext, pieces, single
 from server.ray_ingress import RETRY_AFTER_S
 from server.ray_metrics import MetricsMirror
 from server.serve import build_service
@@ -75,20 +75,20 @@ class Replica:
             self._mirroring.cancel()
         await self._service.stop()
 
-    async def Chat(self, request: Any, grpc_context: Any) -> Any:
+    async def Chat(self, request: bytes, grpc_context: ServeContext) -> Any:
         """A whole answer."""
         return await self._calls.unary("Chat", request, grpc_context) or pb.ChatResponse()
 
-    async def GetModelInfo(self, request: Any, grpc_context: Any) -> Any:
+    async def GetModelInfo(self, request: bytes, grpc_context: ServeContext) -> Any:
         """The served model."""
         return await self._calls.unary("GetModelInfo", request, grpc_context) or pb.ModelInfo()
 
-    async def ChatStream(self, request: Any, grpc_context: Any) -> AsyncIterator[Any]:
+    async def ChatStream(self, request: bytes, grpc_context: ServeContext) -> AsyncIterator[Any]:
         """An answer as it is made."""
         async for event in self._calls.stream("ChatStream", single(request), grpc_context):
             yield event or pb.ChatEvent()
 
-    async def ChatUpload(self, requests: Any, grpc_context: Any) -> AsyncIterator[Any]:
+    async def ChatUpload(self, requests: Requests, grpc_context: ServeContext) -> AsyncIterator[Any]:
         """The same for a clip that comes in pieces."""
         async for event in self._calls.stream("ChatUpload", pieces(requests), grpc_context):
             yield event or pb.ChatEvent()

@@ -1,7 +1,7 @@
 """gRPC calls in a replica of Ray Serve: the methods of `server.grpc_servicer`, over Serve's kind of context.
 
-Serve's proxy reads the messages and writes the answers; a replica gets objects and yields objects. Ray itself
-is not imported here.
+Serve's proxy reads the requests, as raw bytes (`server.ray_ingress`), and writes the answers that a replica
+yields. Ray itself is not imported here.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class ServeContext(Protocol):
 class Requests(Protocol):
     """Serve's stream of a client's messages."""
 
-    def __aiter__(self) -> AsyncIterator[Any]:
+    def __aiter__(self) -> AsyncIterator[bytes]:
         """One by one; ends at the half-close, and when the client is gone."""
 
     def is_cancelled(self) -> bool:
@@ -61,7 +61,7 @@ class ReplicaCalls:
     def __init__(self, chat: SpeechChat) -> None:
         self._handlers = chat.rpc_handler()
 
-    async def unary(self, method: str, request: Any, context: ServeContext) -> Any | None:
+    async def unary(self, method: str, request: bytes, context: ServeContext) -> Any | None:
         """The answer of a unary method; None for a refusal, whose status then stands in the context."""
         call = ReplicaContext(context, single(request))
         return await call.run(self._handler(method).stream_unary)
@@ -149,14 +149,14 @@ class ReplicaContext:
         self._callbacks.append(callback)
 
 
-async def single(request: Any) -> AsyncIterator[bytes]:
-    """A request as the stream of bytes that handlers read."""
-    yield request.SerializeToString()
+async def single(request: bytes) -> AsyncIterator[bytes]:
+    """A request as the stream that handlers read."""
+    yield request
 
 
 async def pieces(requests: Requests) -> AsyncIterator[bytes]:
     """The messages of an upload. Raises CancelledError if the client left, for a cut clip is no clip."""
     async for request in requests:
-        yield request.SerializeToString()
+        yield request
     if requests.is_cancelled():
         raise asyncio.CancelledError

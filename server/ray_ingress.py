@@ -19,14 +19,23 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.errors import DeadlineExceeded, EngineError, NotReady, Overloaded, ServerError
 from server.grpc_errors import DETAILS_KEY, status_of
+from server.grpc_servicer import SERVICE_NAME
 from server.http_errors import dump_json, error_body, error_response
-from server.pb.speech_pb2_grpc import add_SpeechChatServicer_to_server
+from server.pb import speech_pb2 as pb
 
 REQUEST_ID = "x-request-id"
 RETRY_AFTER_S = 1.0
 """Serve knows no drain rate; its router tries a free place again within a second."""
 
 Handler = Callable[..., Any]
+
+_KINDS: dict[tuple[bool, bool], Callable[[Any], Any]] = {
+    (False, False): grpc.unary_unary_rpc_method_handler,
+    (False, True): grpc.unary_stream_rpc_method_handler,
+    (True, False): grpc.stream_unary_rpc_method_handler,
+    (True, True): grpc.stream_stream_rpc_method_handler,
+}
+"""By whether the client streams, and whether the server does."""
 
 
 def http_middlewares() -> list[Middleware]:
@@ -130,12 +139,17 @@ def serve_error(status: int, headers: MutableHeaders) -> ServerError | None:
 def add_speech_chat(servicer: Any, server: Any) -> None:
     """What `grpc_options.grpc_servicer_functions` names: the methods of SpeechChat, routed by Serve.
 
-    Serve's server makes a handler of its own for each; here each is wrapped.
+    Serve's server makes a handler of its own for each; here each is wrapped. Requests stay raw bytes, as
+    `server.grpc_servicer` reads them: the proxy need not parse them, nor pickle can the generated classes.
     """
+    methods = {
+        method.name: _KINDS[method.client_streaming, method.server_streaming](getattr(servicer, method.name))
+        for method in pb.DESCRIPTOR.services_by_name["SpeechChat"].methods
+    }
     make = server.service_handler_factory
     server.service_handler_factory = functools.partial(_make_handler, make)
     try:
-        add_SpeechChatServicer_to_server(servicer, server)
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE_NAME, methods),))
     finally:
         server.service_handler_factory = make
 

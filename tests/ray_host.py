@@ -1,11 +1,12 @@
 """A local Ray with the deployment on it, in a process of its own; `ray_cluster.RayCluster` starts it.
 
-Commands come as JSON lines on standard input, answers go as JSON lines to standard output; it ends at the end of
-its input.
+Commands come as JSON lines on standard input, answers go as JSON lines to standard output; it ends at the end
+of its input.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -47,19 +48,27 @@ def deploy(args: dict[str, Any], given: dict[str, Any], wait: bool) -> None:
 
 
 def replicas() -> list[dict[str, Any]]:
-    """Process and running requests of every replica."""
-    details = serve.status().applications["default"].deployments[NAME]
+    """Process and running requests of every replica that is up."""
     found = []
     for entry in ray.util.list_named_actors(all_namespaces=True):
         if f"#{NAME}#" in entry["name"]:
-            actor = ray.get_actor(entry["name"], namespace=entry["namespace"])
-            found.append(ray.get(actor.__ray_call__.remote(look)))
-    return [{"states": {str(k): v for k, v in details.replica_states.items()}}, *found]
+            with contextlib.suppress(ray.exceptions.RayActorError, ValueError):  # it just went
+                actor = ray.get_actor(entry["name"], namespace=entry["namespace"])
+                found.append(ray.get(actor.__ray_call__.remote(look)))
+    return [replica for replica in found if replica["is_up"]]
 
 
 def look(replica: Any) -> dict[str, Any]:
     """Runs in a replica."""
-    return {"pid": os.getpid(), "ongoing": replica._replica_impl.get_num_ongoing_requests()}
+    inner = replica._replica_impl
+    is_up = inner._user_callable_initialized and not inner._shutting_down
+    return {"pid": os.getpid(), "ongoing": inner.get_num_ongoing_requests(), "is_up": is_up}
+
+
+def say(**answer: Any) -> None:
+    """One answer, as one line."""
+    sys.stdout.write(json.dumps(answer) + "\n")
+    sys.stdout.flush()
 
 
 def main() -> None:
@@ -67,14 +76,14 @@ def main() -> None:
     options = json.loads(sys.argv[1])
     start(options)
     deploy(options["args"], options["deployment"], wait=True)
-    print(json.dumps({"ready": True}), flush=True)
+    say(ready=True)
     for line in sys.stdin:
         command = json.loads(line)
         if command["do"] == "replicas":
-            print(json.dumps({"replicas": replicas()}), flush=True)
+            say(replicas=replicas())
         else:
             deploy(options["args"], {**options["deployment"], **command["options"]}, wait=False)
-            print(json.dumps({"deployed": True}), flush=True)
+            say(deployed=True)
     serve.shutdown()
     ray.shutdown()
 
