@@ -29,6 +29,7 @@ from server.errors import (
 )
 
 DOMAIN = "wavllm"
+DETAILS_KEY = "grpc-status-details-bin"
 MAX_MESSAGE_CHARS = 400
 """Statuses travel in headers, which clients cap at 8 KiB; a character may take 12 bytes there."""
 

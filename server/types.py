@@ -18,6 +18,9 @@ import numpy.typing as npt
 from server.errors import ServerError
 
 FinishReason = Literal["stop", "length"]
+CPU_BATCH_SIZE = 32
+GPU_BATCH_SIZE = 128
+"""Sequences that generate at once where the configuration leaves it open."""
 
 
 class Stage(enum.StrEnum):

@@ -24,7 +24,7 @@ from server.engine.scheduler import Scheduler, SchedulerLimits
 from server.engine.sequence import Sequence
 from server.engine.warmup import warm_up
 from server.errors import EngineError
-from server.types import EngineConfig, ModelInfo
+from server.types import CPU_BATCH_SIZE, GPU_BATCH_SIZE, EngineConfig, ModelInfo
 
 DTYPES = {
     "float64": torch.float64,
@@ -101,7 +101,7 @@ def assemble(config: EngineConfig, model: SpeechLLM, tokenizer: Tokenizer, sizes
 
 
 def pick_device(name: str) -> torch.device:
-    """"auto" is the first GPU, else the CPU. Raises ConfigError for one that is not there."""
+    """ "auto" is the first GPU, else the CPU. Raises ConfigError for one that is not there."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -114,7 +114,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """"auto" is float32 on a CPU and bfloat16 on a GPU. Raises ConfigError for an unknown name."""
+    """ "auto" is float32 on a CPU and bfloat16 on a GPU. Raises ConfigError for an unknown name."""
     if name == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     if name not in DTYPES:
@@ -128,7 +128,7 @@ def measure(config: EngineConfig, model: SpeechLLM) -> Sizes:
     More pages than all sequences at full length could hold are never taken.
     """
     on_gpu = model.device.type == "cuda"
-    batch_size = config.max_batch_size or (128 if on_gpu else 32)
+    batch_size = config.max_batch_size or (GPU_BATCH_SIZE if on_gpu else CPU_BATCH_SIZE)
     batch_tokens = max(config.max_batch_tokens or (2048 if on_gpu else 512), batch_size + 1)
     llama = model.config.llama
     longest = math.ceil(llama.max_position_embeddings / config.page_size)
