@@ -36,6 +36,7 @@ serve: env ## serve the embedded default: REST on 8000, gRPC on 50051
 lint: env ## ruff, mypy --strict, import-linter, generated stubs
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/mypy examples
 	$(BIN)/lint-imports
 	$(BIN)/python -m server.proto_gen --check
 
@@ -45,8 +46,9 @@ proto: env ## write server/pb from proto/
 test: env lint ## the default checks and tests, under 10 minutes
 	$(BIN)/pytest
 
-test-all: env-train lint ## every test that needs no GPU; installs curl, openssl and flite where they are missing
+test-all: env-train lint ## every test that needs no GPU; installs curl, openssl, Node and flite where they are missing
 	for tool in curl openssl; do command -v $$tool >/dev/null || apt-get install -y $$tool || exit 1; done
+	command -v npm >/dev/null || apt-get install -y nodejs npm
 	$(BIN)/pytest -m 'not gpu' --no-skips
 
 test-gpu: env ## the tests that need a CUDA device
