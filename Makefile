@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 # For example: make env PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 PIP_FLAGS ?=
 
-.PHONY: help env env-train serve test test-all test-gpu lint proto train lock clean
+.PHONY: help env env-train serve test test-all test-gpu lint proto docs train lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -42,6 +42,9 @@ lint: env ## ruff, mypy --strict, import-linter, generated stubs
 
 proto: env ## write server/pb from proto/
 	$(BIN)/python -m server.proto_gen
+
+docs: env ## write docs/api.md from /openapi.json and the proto
+	$(BIN)/python -m server.docs_gen
 
 test: env lint ## the default checks and tests, under 10 minutes
 	$(BIN)/pytest

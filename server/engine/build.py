@@ -101,7 +101,7 @@ def assemble(config: EngineConfig, model: SpeechLLM, tokenizer: Tokenizer, sizes
 
 
 def pick_device(name: str) -> torch.device:
-    """"auto" is the first GPU, else the CPU. Raises ConfigError for one that is not there."""
+    """ "auto" is the first GPU, else the CPU. Raises ConfigError for one that is not there."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -114,7 +114,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """"auto" is float32 on a CPU and bfloat16 on a GPU. Raises ConfigError for an unknown name."""
+    """ "auto" is float32 on a CPU and bfloat16 on a GPU. Raises ConfigError for an unknown name."""
     if name == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     if name not in DTYPES:

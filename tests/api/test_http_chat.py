@@ -131,7 +131,7 @@ BAD_JSON = [
     ({"stream": "yes"}, "stream"),
     ({"stream": 1}, "stream"),
     ({"max_tokens": "5"}, "max_tokens"),
-    ({"max_tokens": 5.0}, "max_tokens"),
+    ({"max_tokens": 5.5}, "max_tokens"),
     ({"max_tokens": True}, "max_tokens"),
     ({"max_tokens": 0}, "max_tokens"),
     ({"max_tokens": 513}, "max_tokens"),
