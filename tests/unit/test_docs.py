@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from error_tree import all_errors
 
 from server import docs_gen
-from server.errors import RequestCancelled, ServerError
+from server.errors import RequestCancelled
 from server.grpc_errors import status_of as grpc_status_of
 from server.http_errors import status_of
 from server.metrics import Metrics, Snapshot, error_codes
@@ -107,13 +108,6 @@ def test_every_named_test_exists(name: str) -> None:
     defined = {node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
     assert function.startswith("test_")
     assert function in defined
-
-
-def all_errors(cls: type[ServerError] = ServerError) -> Iterator[type[ServerError]]:
-    """The tree of errors."""
-    yield cls
-    for child in cls.__subclasses__():
-        yield from all_errors(child)
 
 
 def test_the_errors_table_is_the_error_tree() -> None:
