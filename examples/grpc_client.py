@@ -13,6 +13,7 @@ import os
 import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 from google.rpc import error_details_pb2, status_pb2
@@ -77,7 +78,8 @@ async def _print_answer(label: str, events: AsyncIterator[pb.ChatEvent]) -> None
 def describe(error: grpc.aio.AioRpcError) -> str:
     """A refusal in one line, with what the server added to its status: code, field, when to try again."""
     words = [f"{error.code().name}: {error.details()}"]
-    packed = dict(error.trailing_metadata()).get("grpc-status-details-bin", b"")
+    metadata: Any = error.trailing_metadata()
+    packed = dict(metadata).get("grpc-status-details-bin", b"")
     info = error_details_pb2.ErrorInfo()
     bad = error_details_pb2.BadRequest()
     retry = error_details_pb2.RetryInfo()

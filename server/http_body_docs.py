@@ -151,7 +151,7 @@ def _complete_chat(properties: Schema) -> None:
 
 
 def _or_null(schema: Schema) -> Schema:
-    about = {name: schema.pop(name) for name in ("description", "default", "title") if name in schema}
+    about: Schema = {name: schema.pop(name) for name in ("description", "default", "title") if name in schema}
     return {"anyOf": [schema, {"type": "null"}], **about}
 
 

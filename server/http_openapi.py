@@ -64,7 +64,7 @@ CHALLENGE = {
     }
 }
 ERROR_HEADERS = {401: CHALLENGE, 429: RETRY_AFTER, 503: RETRY_AFTER}
-KEY = [{"key": []}, {}]
+KEY: list[dict[str, list[str]]] = [{"key": []}, {}]
 """A key where there are keys, which the document cannot know."""
 Docs = dict[int | str, dict[str, Any]]
 
