@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 # For example: make env PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 PIP_FLAGS ?=
 
-.PHONY: help env env-train env-ray serve test test-all test-gpu lint proto train lock clean
+.PHONY: help env env-train env-ray serve test test-all test-gpu lint proto docs train lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -39,6 +39,7 @@ serve: env ## serve the embedded default: REST on 8000, gRPC on 50051
 lint: env ## ruff, mypy --strict, import-linter, generated stubs, hadolint
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/mypy examples
 	$(BIN)/lint-imports
 	$(BIN)/python -m server.proto_gen --check
 	$(BIN)/hadolint Dockerfile
@@ -46,11 +47,15 @@ lint: env ## ruff, mypy --strict, import-linter, generated stubs, hadolint
 proto: env ## write server/pb from proto/
 	$(BIN)/python -m server.proto_gen
 
+docs: env ## write docs/api.md from /openapi.json and the proto
+	$(BIN)/python -m server.docs_gen
+
 test: env lint ## the default checks and tests, under 10 minutes
 	$(BIN)/pytest
 
 test-all: env-train env-ray lint ## every test that needs no GPU; installs the programs it needs where they are missing
 	for tool in curl openssl nginx haproxy prometheus chromium; do command -v $$tool >/dev/null || apt-get install -y $$tool || exit 1; done
+	command -v npm >/dev/null || apt-get install -y nodejs npm
 	$(BIN)/pytest -m 'not gpu' --no-skips
 
 test-gpu: env ## the tests that need a CUDA device

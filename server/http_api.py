@@ -29,7 +29,18 @@ from server.http_body import (
 from server.http_errors import JsonResponse, handle_http_error, handle_server_error
 from server.http_exchange import Ask, chat_ask, exchange
 from server.http_middleware import ExchangeMiddleware
-from server.http_openapi import CHAT_DOCS, MODEL_DOCS, MODELS_DOCS, SPEECH_CHAT_BODY, DocumentedApp
+from server.http_openapi import (
+    CHAT_DOCS,
+    LIVE_DOCS,
+    LOAD_DOCS,
+    METRICS_DOCS,
+    MODEL_DOCS,
+    MODELS_DOCS,
+    READY_DOCS,
+    SPEECH_CHAT_BODY,
+    WITH_KEY,
+    DocumentedApp,
+)
 from server.http_playground import add_playground_routes
 from server.http_replies import model_json
 from server.metrics import CONTENT_TYPE
@@ -73,8 +84,9 @@ def create_metrics_app(service: SpeechService) -> ASGIApp:
 def add_metrics_route(app: FastAPI, service: SpeechService) -> None:
     """Prometheus' text format."""
 
-    @app.get("/metrics")
+    @app.get("/metrics", response_class=Response, responses=METRICS_DOCS)
     async def metrics() -> Response:
+        """Every metric."""
         return Response(service.metrics.render(), media_type=CONTENT_TYPE)
 
 
@@ -82,16 +94,18 @@ def add_probe_routes(app: FastAPI, service: SpeechService) -> None:
     """Health; never asks for a key."""
 
     @app.head("/livez", include_in_schema=False)
-    @app.get("/livez")
+    @app.get("/livez", responses=LIVE_DOCS)
     async def livez() -> Response:
+        """Whether the engine gives signs of life."""
         live = service.readiness().live
         return JsonResponse({"status": "alive" if live else "hung"}, 200 if live else 503)
 
     @app.head("/health", include_in_schema=False)
     @app.get("/health", include_in_schema=False)
     @app.head("/readyz", include_in_schema=False)
-    @app.get("/readyz")
+    @app.get("/readyz", responses=READY_DOCS)
     async def readyz() -> Response:
+        """Whether requests should be sent here; a full queue does not change that."""
         readiness = service.readiness()
         return JsonResponse({"status": readiness.state}, 200 if readiness.ready else 503)
 
@@ -99,12 +113,13 @@ def add_probe_routes(app: FastAPI, service: SpeechService) -> None:
 def add_info_routes(app: FastAPI, service: SpeechService) -> None:
     """The model and the load; with the key, where there are keys."""
 
-    @app.get("/v1/models", responses=MODELS_DOCS)
+    @app.get("/v1/models", responses=MODELS_DOCS, openapi_extra=WITH_KEY)
     async def models(request: Request) -> Response:
+        """The served model, its limits and what it can do."""
         service.authenticate(bearer_token(request))
         return JsonResponse({"object": "list", "data": [model_json(card) for card in service.models()]})
 
-    @app.get("/v1/models/{model_id:path}", responses=MODEL_DOCS)
+    @app.get("/v1/models/{model_id:path}", responses=MODEL_DOCS, openapi_extra=WITH_KEY)
     async def model(request: Request, model_id: str) -> Response:
         """One model by its name, which may hold slashes."""
         if not model_id:
@@ -112,8 +127,9 @@ def add_info_routes(app: FastAPI, service: SpeechService) -> None:
         service.authenticate(bearer_token(request))
         return JsonResponse(model_json(service.model(model_id)))
 
-    @app.get("/v1/load")
+    @app.get("/v1/load", responses=LOAD_DOCS, openapi_extra=WITH_KEY)
     async def load(request: Request) -> Response:
+        """How busy the server is."""
         service.authenticate(bearer_token(request))
         return JsonResponse(dataclasses.asdict(service.load()))
 

@@ -104,15 +104,16 @@ def form_fields(form: FormReader, parsers: dict[str, Callable[[str], Any]]) -> d
     Raises InvalidRequest for a repeated field and for one that is not UTF-8.
     """
     values: dict[str, Any] = {}
-    for name, data in form.fields:
-        text = _decode_field(name, data)
-        if name.endswith("[]"):
-            values.setdefault(name.removesuffix("[]"), []).append(text)
-        elif name in values:
+    lists: dict[str, list[str]] = {}
+    for sent, data in form.fields:
+        text, name = _decode_field(sent, data), sent.removesuffix("[]")
+        if name in values or (name in lists and name == sent):
             raise InvalidRequest(f"{name} was sent more than once.", param=name)
-        else:
+        if name == sent:
             values[name] = parsers.get(name, str)(text)
-    return values
+        else:
+            lists.setdefault(name, []).append(text)
+    return values | lists
 
 
 def form_file(form: FormReader, name: str) -> bytes | None:

@@ -20,9 +20,10 @@ from server.http_body import (
     read_form,
     read_json,
 )
+from server.http_body_docs import form_schema
 from server.http_errors import JsonResponse
 from server.http_exchange import Ask, Reply, chat_ask, exchange
-from server.http_openapi import CHAT_DOCS, TRANSCRIPT_DOCS, form_schema, limits_of, request_body
+from server.http_openapi import CHAT_DOCS, TRANSCRIPT_DOCS, limits_of, request_body
 from server.http_replies import Transcript
 from server.http_stream import DONE, KEEP_ALIVE, Events, event
 from server.openai_schemas import (
@@ -64,7 +65,9 @@ def add_openai_routes(app: FastAPI, service: SpeechService) -> None:
         "/v1/audio/transcriptions",
         responses=TRANSCRIPT_DOCS,
         description="What is said, in English. " + limits_of(TRANSCRIPTION_NEUTRAL, AUDIO_IGNORED),
-        openapi_extra=request_body({FORM_TYPE: form_schema(TranscriptionFields)}),
+        openapi_extra=request_body(
+            {FORM_TYPE: form_schema(TranscriptionFields, TRANSCRIPTION_NEUTRAL, AUDIO_IGNORED)}
+        ),
     )
     async def transcriptions(request: Request) -> Response:
         return await exchange(request, service, read_transcription)
@@ -74,7 +77,9 @@ def add_openai_routes(app: FastAPI, service: SpeechService) -> None:
         responses=TRANSCRIPT_DOCS,
         description="What is said, in German, where OpenAI's route translates to English. "
         + limits_of(TRANSLATION_NEUTRAL, AUDIO_IGNORED),
-        openapi_extra=request_body({FORM_TYPE: form_schema(TranslationFields)}),
+        openapi_extra=request_body(
+            {FORM_TYPE: form_schema(TranslationFields, TRANSLATION_NEUTRAL, AUDIO_IGNORED)}
+        ),
     )
     async def translations(request: Request) -> Response:
         return await exchange(request, service, read_translation)

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag
 
 from server.errors import InvalidRequest
-from server.schemas import PARTS, TEXT, ChatFields, StreamOptions, StrictModel
+from server.schemas import PARTS, TEXT, ChatFields, Integer, StreamOptions, StrictModel
 
 TRANSCRIBE = "Based on the attached audio, generate a comprehensive text transcription of the spoken content."
 TRANSLATE = {"de": "Translate the audio clip into German."}
@@ -120,14 +120,14 @@ class ChatCompletionBody(StrictModel):
     model: str | None = Field(None, description="Name of the served model; may be left out.")
     stream: bool = Field(False, description="Answer as server-sent events.")
     stream_options: StreamOptions | None = None
-    max_completion_tokens: int | None = Field(
+    max_completion_tokens: Integer | None = Field(
         None, description="Longest answer in tokens (256 unless given)."
     )
-    max_tokens: int | None = Field(None, description="The older name of `max_completion_tokens`.")
+    max_tokens: Integer | None = Field(None, description="The older name of `max_completion_tokens`.")
     temperature: float = Field(0.0, description="0 (greedy, and unlike OpenAI's the default) to 2.")
     top_p: float = Field(1.0, description="Above 0, at most 1 (off).")
-    top_k: int = Field(0, description="0 (off) or more; not OpenAI's.")
-    seed: int | None = Field(None, description="Makes sampling repeatable.")
+    top_k: Integer = Field(0, description="0 (off) or more; not OpenAI's.")
+    seed: Integer | None = Field(None, description="Makes sampling repeatable.")
     stop: str | list[str] | None = Field(None, description="Up to four strings that end the answer.")
     return_token_ids: bool = Field(False, description="Add the answer's token ids; not OpenAI's.")
     timeout_s: float | None = Field(None, description="Deadline in seconds; not OpenAI's.")
@@ -164,9 +164,9 @@ class TranscriptionFields(StrictModel):
     stream: bool = Field(False, description="Answer as server-sent events.")
     temperature: float = Field(0.0, description="0 (greedy) to 2.")
     top_p: float = Field(1.0, description="Above 0, at most 1 (off); not OpenAI's.")
-    top_k: int = Field(0, description="0 (off) or more; not OpenAI's.")
-    seed: int | None = Field(None, description="Makes sampling repeatable; not OpenAI's.")
-    max_completion_tokens: int | None = Field(
+    top_k: Integer = Field(0, description="0 (off) or more; not OpenAI's.")
+    seed: Integer | None = Field(None, description="Makes sampling repeatable; not OpenAI's.")
+    max_completion_tokens: Integer | None = Field(
         None, description="Longest text in tokens (--max-new-tokens unless given); not OpenAI's."
     )
     timeout_s: float | None = Field(None, description="Deadline in seconds; not OpenAI's.")

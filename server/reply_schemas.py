@@ -194,6 +194,23 @@ class ModelList(Shape):
     data: list[ModelEntry]
 
 
+class ProbeReply(Shape):
+    """What a probe says."""
+
+    status: Literal["alive", "hung", "starting", "ready", "draining", "failed", "stopped"]
+
+
+class LoadReply(Shape):
+    """What a balancer may weigh. num_requests_waiting: slots that the engine has not begun with."""
+
+    state: Literal["starting", "ready", "draining", "failed", "stopped"]
+    num_requests_running: int
+    num_requests_waiting: int
+    queue_audio_seconds: float
+    inflight_bytes: int
+    kv_cache_usage: float
+
+
 SHAPES: tuple[type[BaseModel], ...] = (
     ErrorReply,
     ChatCompletion,
@@ -203,6 +220,8 @@ SHAPES: tuple[type[BaseModel], ...] = (
     TranscriptTextDone,
     ModelEntry,
     ModelList,
+    ProbeReply,
+    LoadReply,
 )
 
 

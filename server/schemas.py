@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from server.errors import InvalidAudio, InvalidRequest
 from server.validation import ChatCommand
@@ -13,6 +13,14 @@ Body = TypeVar("Body", bound=BaseModel)
 
 MAX_SHOWN_CHARS = 200
 """Of a client's own names and of pydantic's messages, which may repeat what the client sent."""
+
+
+def _whole(value: Any) -> Any:
+    """To JSON Schema 5.0 is an integer; some languages write every number so."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Integer = Annotated[int, BeforeValidator(_whole)]
 
 
 class StrictModel(BaseModel):
@@ -42,11 +50,11 @@ class ChatFields(StrictModel):
     model: str | None = Field(None, description="Name of the served model; may be left out.")
     stream: bool = Field(False, description="Answer as server-sent events.")
     stream_options: StreamOptions | None = None
-    max_tokens: int | None = Field(None, description="Longest answer in tokens (256 unless given).")
+    max_tokens: Integer | None = Field(None, description="Longest answer in tokens (256 unless given).")
     temperature: float = Field(0.0, description="0 (greedy) to 2.")
     top_p: float = Field(1.0, description="Above 0, at most 1 (off).")
-    top_k: int = Field(0, description="0 (off) or more.")
-    seed: int | None = Field(None, description="Makes sampling repeatable.")
+    top_k: Integer = Field(0, description="0 (off) or more.")
+    seed: Integer | None = Field(None, description="Makes sampling repeatable.")
     stop: str | list[str] | None = Field(None, description="Up to four strings that end the answer.")
     return_token_ids: bool = Field(False, description="Add the answer's token ids.")
     timeout_s: float | None = Field(None, description="Deadline in seconds, at most --request-timeout.")

@@ -17,6 +17,7 @@ from server.errors import (
     EngineError,
     Overloaded,
 )
+from server.reply_schemas import LoadReply, ProbeReply
 
 CLIP = wav_clip()
 TEXT = "Hello, wörld!"
@@ -87,6 +88,16 @@ async def test_every_field_reaches_the_engine_from_json_and_form():
     assert len(engine.requests) == 2
 
 
+async def test_a_whole_number_may_be_written_as_a_float():
+    """To JSON Schema, and so to the document, it is an integer."""
+    engine = FakeEngine()
+    async with client_of(make_service(engine)) as client:
+        response = await client.post(CHAT, json=json_body(max_tokens=3.0, top_k=5.0, seed=-7.0))
+    assert response.status_code == 200
+    (request,) = engine.requests
+    assert (request.sampling.max_tokens, request.sampling.top_k, request.sampling.seed) == (3, 5, -7)
+
+
 @pytest.mark.parametrize("prompt", ["", "  spaced \n", "ünï😀", "line\nbreak\t", "\u2028"])
 async def test_the_prompt_is_never_changed(prompt):
     engine = FakeEngine()
@@ -131,7 +142,7 @@ BAD_JSON = [
     ({"stream": "yes"}, "stream"),
     ({"stream": 1}, "stream"),
     ({"max_tokens": "5"}, "max_tokens"),
-    ({"max_tokens": 5.0}, "max_tokens"),
+    ({"max_tokens": 5.5}, "max_tokens"),
     ({"max_tokens": True}, "max_tokens"),
     ({"max_tokens": 0}, "max_tokens"),
     ({"max_tokens": 513}, "max_tokens"),
@@ -225,6 +236,15 @@ async def test_a_bad_form_field_is_a_400_that_names_it(fields, param):
     assert response.status_code == 400
     assert error_of(response)["param"] == param
     check_law(service)
+
+
+@pytest.mark.parametrize("names", [("stop", "stop[]"), ("stop[]", "stop"), ("stop[]", "stop[]", "stop")])
+@pytest.mark.parametrize("text", ["a", '["a"]'])
+async def test_one_field_in_two_spellings_is_a_400(names, text):
+    parts = [(name, (None, text)) for name in names]
+    async with client_of(make_service()) as client:
+        response = await client.post(CHAT, files=[("file", CLIP), ("prompt", (None, "x")), *parts])
+    assert (response.status_code, error_of(response)["param"]) == (400, "stop")
 
 
 async def test_forms_with_repeated_missing_or_foreign_parts_are_refused():
@@ -453,6 +473,30 @@ async def test_openapi_describes_both_bodies():
     assert "file" in content["multipart/form-data"]["schema"]["properties"]
     assert content["application/json"]["schema"] == {"$ref": "#/components/schemas/SpeechChatBody"}
     assert set(spec["components"]["schemas"]["SpeechChatBody"]["required"]) == {"prompt", "audio"}
+
+
+async def test_openapi_tells_this_servers_bounds():
+    async with client_of(make_service(max_new_tokens=99, max_prompt_chars=77)) as client:
+        spec = (await client.get("/openapi.json")).json()
+    content = spec["paths"][CHAT]["post"]["requestBody"]["content"]
+    for schema in (content["multipart/form-data"]["schema"], spec["components"]["schemas"]["SpeechChatBody"]):
+        fields = schema["properties"]
+        limit, _null = fields["max_tokens"]["anyOf"]
+        assert (limit["minimum"], limit["maximum"]) == (1, 99)
+        assert fields["prompt"]["maxLength"] == 77
+        assert (fields["temperature"]["minimum"], fields["temperature"]["maximum"]) == (0, 2)
+        assert fields["top_p"]["exclusiveMinimum"] == 0
+    async with client_of(make_service()) as client:
+        other = (await client.get("/openapi.json")).json()
+    form_body = other["paths"][CHAT]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
+    assert form_body["properties"]["prompt"]["maxLength"] == 4000, "each server has its own bounds"
+
+
+async def test_probes_and_load_are_as_the_document_says():
+    async with client_of(make_service(), start=False) as client:
+        for path in ("/livez", "/readyz"):
+            ProbeReply.model_validate((await client.get(path)).json())
+        LoadReply.model_validate((await client.get("/v1/load")).json())
 
 
 async def test_no_content_reaches_logs_or_metrics(caplog):

@@ -7,11 +7,13 @@ import json
 
 import openai
 import pytest
+from error_tree import all_errors
 from fakes import FakeDecoder, FakeEngine, eventually, make_service, wav_clip
 from http_harness import check_law, client_of, counted, error_of, events_of, live_server, post_head
 from openai_harness import CLIP, MODEL, openai_client
 
 from server.errors import EngineError
+from server.http_errors import status_of
 from server.openai_schemas import TRANSCRIBE, TRANSLATE
 from server.reply_schemas import (
     ErrorReply,
@@ -345,17 +347,26 @@ async def test_replies_are_as_the_document_says():
         ModelEntry.model_validate((await client.get(f"/v1/models/{MODEL}")).json())
 
 
+DOCUMENTED = {status_of(cls("what")) for cls in all_errors()} - {499}
+"""All that the error tree can become, but for what only the log tells."""
+
+
 async def test_the_document_has_every_body_reply_and_error():
     async with client_of(make_service()) as client:
         response = await client.get("/openapi.json")
     spec = response.json()
     schemas = spec["components"]["schemas"]
     named = set(_references(spec))
+    error = {"$ref": "#/components/schemas/ErrorReply"}
     assert named <= set(schemas), "every reference leads somewhere"
     assert "HTTPValidationError" not in schemas, "nothing answers with FastAPI's own 422"
     for path in ("/v1/speech/chat", "/v1/chat/completions", *ROUTES):
         route = spec["paths"][path]["post"]
-        assert set(route["responses"]) == {"200", "4XX", "5XX"}
+        assert set(route["responses"]) == {"200", *map(str, DOCUMENTED)}
+        for status, reply in route["responses"].items():
+            assert reply["headers"]["x-request-id"]["required"]
+            assert ("retry-after" in reply["headers"]) == (status in ("429", "503"))
+            assert status == "200" or reply["content"] == {"application/json": {"schema": error}}
         assert set(route["responses"]["200"]["content"]) >= {"application/json", "text/event-stream"}
         assert route["requestBody"]["required"]
         assert route["security"] == [{"key": []}, {}]
