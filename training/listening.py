@@ -50,7 +50,8 @@ CHAINED_SHARE = 0.12
 """Clips that another clip follows, so that longer recordings are met too."""
 DISTANCE = 0.15
 """Weight of the frames' distance from what they stand for, beside CTC. At 1 they hardly left the blank."""
-SINGLE_RATES = {"audio_encoder.": 0.2, "align.": 0.2, "llama.": 0.5, "lora_": 1.0}
+SINGLE_RATES = {"audio_encoder.": 0.2, "wavlm": 1.0, "align.": 0.2, "llama.": 0.5, "lora_": 1.0}
+"""What is said has been learnt in `align`, who says it has not."""
 COUNTED = 4.0
 """How much oftener speakers are counted in dialogues, half of which are one voice's, than in other clips."""
 MASKED_FRAMES = 8
@@ -133,8 +134,13 @@ class ListeningStage:
         self.trained = Listener(self.model)
 
     def train_only(self, *parts: str) -> None:
-        """Freeze all but the adapters, the fusion and `parts`."""
-        train_only(self.trained, *ADAPTERS, *(WAVLM_ADAPTERS if self.recipe.use_wavlm else ()), *parts)
+        """Freeze all but the semantic adapter, the fusion and `parts`."""
+        train_only(self.trained, *ADAPTERS, *parts)
+
+    @property
+    def acoustic(self) -> tuple[str, ...]:
+        """The acoustic adapter's parts, if it is not ablated."""
+        return WAVLM_ADAPTERS if self.recipe.use_wavlm else ()
 
     def hear(self, clips: Sequence[Heard], rng: random.Random, learn: bool = True) -> list[Tensor]:
         """Audio embeddings [n, D] of each clip."""
@@ -202,9 +208,10 @@ class ListeningStage:
 
 
 class AlignStage(ListeningStage):
-    """Before stage 1: adapters and fusion learn, from the alignment loss alone, to write what is heard.
+    """Before stage 1: the semantic adapter and the fusion learn, by alignment alone, to write what is heard.
 
-    Without the language model a clip costs a quarter.
+    The acoustic adapter is silent until stage 1: CTC would fill it with more of what is said. Without the
+    language model a clip costs a quarter.
     """
 
     def __post_init__(self) -> None:
@@ -230,7 +237,7 @@ class SingleStage(ListeningStage):
         self.name = "single"
         self.budget = self.recipe.single
         self.rates = SINGLE_RATES
-        self.train_only("llama.")
+        self.train_only("llama.", *self.acoustic)
 
     def losses(self, step: int) -> dict[str, Tensor]:
         """Several single tasks about each clip, the scale at 1."""
@@ -256,7 +263,12 @@ class JointStage(ListeningStage):
         self.name = "joint"
         self.budget = self.recipe.joint
         self.rates = {"audio_encoder.": 0.3, "align.": 0.3, "prompt_adapter.": 2.0}
-        self.train_only("lora_", *(("prompt_adapter.",) if self.recipe.use_prompt_adapter else ()))
+        self.train_only("lora_", *self.acoustic, *self.adapter)
+
+    @property
+    def adapter(self) -> tuple[str, ...]:
+        """The prompt-aware adapter, if it is not ablated."""
+        return ("prompt_adapter.",) if self.recipe.use_prompt_adapter else ()
 
     def losses(self, step: int) -> dict[str, Tensor]:
         """One instruction a clip, single or composed; its scale from the adapter."""
@@ -287,4 +299,4 @@ class OneStage(JointStage):
         single = self.recipe.single
         self.budget = replace(self.recipe.joint, steps=single.steps, learning_rate=single.learning_rate)
         self.rates = {**SINGLE_RATES, "prompt_adapter.": 2.0}
-        self.train_only("llama.", *(("prompt_adapter.",) if self.recipe.use_prompt_adapter else ()))
+        self.train_only("llama.", *self.acoustic, *self.adapter)

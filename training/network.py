@@ -17,9 +17,12 @@ from model.config import SpeechLLMConfig
 from model.speech_llm import SpeechLLM
 from training.batch import MaskedAttention, Packed
 
+LAST_LAYER = 2.0
+"""Of the mix of WavLM's layers, before the softmax: the last one is where voices have been compared."""
+
 
 def new_model(config: SpeechLLMConfig, seed: int) -> SpeechLLM:
-    """A SpeechLLM with first weights: LoRA without effect, the prompt adapter's scale near 1."""
+    """A SpeechLLM with first weights: LoRA and acoustic branch silent, the prompt adapter's scale near 1."""
     torch.manual_seed(seed)
     model = SpeechLLM(config)
     with torch.no_grad():
@@ -27,6 +30,8 @@ def new_model(config: SpeechLLMConfig, seed: int) -> SpeechLLM:
         nn.init.normal_(model.prompt_adapter.fc2.weight, std=0.01)
         nn.init.ones_(model.prompt_adapter.fc2.bias)
         nn.init.zeros_(model.audio_encoder.fusion.bias)
+        model.audio_encoder.wavlm_layer_weights[-1] = LAST_LAYER
+    silence_wavlm(model)
     return model
 
 
@@ -53,7 +58,7 @@ def _first_llama(model: SpeechLLM) -> None:
 
 @torch.no_grad()
 def silence_wavlm(model: SpeechLLM) -> None:
-    """Make the acoustic branch say nothing, here and when served: an ablation."""
+    """Make the acoustic branch say nothing, here and when served: where it begins, and an ablation."""
     nn.init.zeros_(model.audio_encoder.wavlm_branch.projector.weight)
     nn.init.zeros_(model.audio_encoder.wavlm_branch.projector.bias)
 

@@ -17,7 +17,7 @@ from server_process import ServerProcess
 HEADER = "id\taudio\tn_frames\tprompt\ttgt_text\twith_speech\ttask\n"
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(GOLDEN.parent.parent)}
 TIMEOUT_S = 100
-NUM_ROWS = 30
+NUM_ROWS = 150
 """Enough that a kill after five answers comes in time."""
 TASKS = ("asr", "en2de", "SQQA", "sv")
 
