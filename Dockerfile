@@ -39,7 +39,7 @@ RUN pip install --no-deps --no-build-isolation .
 
 FROM ${BASE_IMAGE} AS runtime
 
-RUN useradd --uid 1000 --create-home --shell /usr/sbin/nologin wavllm
+RUN useradd --uid 1000 --create-home --shell /usr/sbin/nologin wavllm && mkdir /model
 
 # With a read-only root, /tmp is the one place to write to; numba wants a cache it can write.
 ENV PATH=/opt/wavllm/bin:$PATH \
