@@ -13,7 +13,7 @@ from fakes import make_service
 from http_harness import live_server
 
 HERE = Path(__file__).parent
-MAX_S = 240
+MAX_S = 180
 """Fuzzing goes on until then; the phases before it take what they take."""
 
 MIN_CASES = 300
