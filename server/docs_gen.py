@@ -98,8 +98,13 @@ def _operation_lines(title: str, operation: dict[str, Any]) -> Iterator[str]:
 
 
 def _reply_type(reply: dict[str, Any]) -> str:
-    kinds = [(kind, _type(media["schema"])) for kind, media in reply.get("content", {}).items()]
+    kinds = [(kind, _body_type(media["schema"])) for kind, media in reply.get("content", {}).items()]
     return "; ".join(shown if kind == "application/json" else f"`{kind}`: {shown}" for kind, shown in kinds)
+
+
+def _body_type(schema: dict[str, Any]) -> str:
+    """Of an event, what its data is."""
+    return _type(schema.get("properties", {}).get("data", schema))
 
 
 def _schema_lines(schema: dict[str, Any]) -> Iterator[str]:
@@ -128,6 +133,8 @@ def _default(field: dict[str, Any]) -> str:
 
 def _type(schema: dict[str, Any]) -> str:
     """A schema in a few words."""
+    if "contentSchema" in schema:
+        return _type(schema["contentSchema"])
     if "$ref" in schema:
         name = schema["$ref"].rpartition("/")[2]
         return f"[{name}](#{name.lower()})"

@@ -134,14 +134,11 @@ def _answers(whole: type[BaseModel], *events: type[BaseModel], text: bool = Fals
 
 
 def _event(*kinds: type[BaseModel]) -> dict[str, Any]:
-    """One server-sent event of a stream, whose data is JSON of one of these kinds."""
-    data = {
-        "type": "string",
-        "contentMediaType": JSON_TYPE,
-        "contentSchema": {"anyOf": [reference(kind) for kind in kinds]},
-        "description": "JSON, and `[DONE]` at the end of a stream that ends well.",
-    }
-    return {"type": "object", "properties": {"data": data}, "required": ["data"]}
+    """One server-sent event of a stream, whose data is JSON of one of these kinds, or the end."""
+    schema = {"anyOf": [reference(kind) for kind in kinds]}
+    told = {"type": "string", "contentMediaType": JSON_TYPE, "contentSchema": schema}
+    end = {"const": "[DONE]", "description": "The last event of a stream that ends well."}
+    return {"type": "object", "properties": {"data": {"anyOf": [told, end]}}, "required": ["data"]}
 
 
 def _told(whole: type[BaseModel], *statuses: int) -> Docs:

@@ -42,11 +42,13 @@ def filter_case(context: Any, case: Any) -> bool:
     """A form carries text alone: leave out cases that are meant to be wrong but whose text is right."""
     if case.media_type != FORM or not isinstance(case.body, dict):
         return True
-    return all(reads_as_meant(name, value) for name, value in case.body.items() if not name.endswith("[]"))
+    return all(reads_as_meant(name, value) for name, value in case.body.items())
 
 
 def reads_as_meant(name: str, value: object) -> bool:
     """Whether the field's text stands for this value and no other."""
+    if name.endswith("[]"):
+        return isinstance(value, list) and value != [] and all(isinstance(item, str) for item in value)
     if name in TEXTS:
         return isinstance(value, str)
     if isinstance(value, list):

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
+import soundfile
 import torch
 from e2e_client import GOLDEN, SHORT, golden_ids, metrics_of, read_sse, until
 from server_process import ServerProcess
@@ -23,7 +25,7 @@ from model.checkpoint import load_model
 ROOT = Path(__file__).parent.parent.parent
 EXAMPLES = ROOT / "examples"
 KEY = "example-key"
-CLIP = GOLDEN / "audio" / SHORT["audio"]
+SHORT_CLIP = GOLDEN / "audio" / SHORT["audio"]
 GRPCURL = shutil.which("grpcurl", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
 needs_curl = pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 needs_grpcurl = pytest.mark.skipif(GRPCURL is None, reason="grpcurl is not installed")
@@ -35,6 +37,16 @@ def keyed(golden_model: Path) -> Iterator[ServerProcess]:
     """A server that asks for the key."""
     with ServerProcess(golden_model, "--api-key", KEY) as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same samples in a file of several pieces, twice over and in 32 bits, under a name to be quoted."""
+    samples, rate = soundfile.read(SHORT_CLIP, dtype="float64")
+    file = tmp_path_factory.mktemp("clips") / "a, b;c.wav"
+    soundfile.write(file, np.stack([samples, samples], axis=1), rate, subtype="FLOAT")
+    assert file.stat().st_size > 96 * 1024
+    return file
 
 
 @pytest.fixture(scope="module")
@@ -62,8 +74,8 @@ def succeed(server: ServerProcess, *command: str, cwd: Path = ROOT) -> str:
     return output
 
 
-def question(clip: Path = CLIP) -> list[str]:
-    """An example's arguments: the golden question, about another clip if it says so."""
+def question(clip: Path) -> list[str]:
+    """An example's arguments: the golden question about this clip."""
     return [str(clip), SHORT["prompt"]]
 
 
@@ -104,9 +116,7 @@ def test_every_example_is_run_here() -> None:
 
 
 @needs_curl
-def test_curl(keyed: ServerProcess, answer: str, tmp_path: Path) -> None:
-    clip = tmp_path / "a, b;c.wav"
-    shutil.copy(CLIP, clip)
+def test_curl(keyed: ServerProcess, answer: str, clip: Path) -> None:
     printed = sections(succeed(keyed, "examples/curl.sh", *question(clip)))
     models, whole, stream, as_json, transcript = printed.values()
     assert json.loads(models)["data"][0]["max_upload_bytes"] == 25 * 2**20
@@ -120,21 +130,21 @@ def test_curl(keyed: ServerProcess, answer: str, tmp_path: Path) -> None:
 
 
 @needs_curl
-def test_curl_shows_a_refusal(keyed: ServerProcess, pdf: Path) -> None:
+def test_curl_shows_a_refusal(keyed: ServerProcess, clip: Path, pdf: Path) -> None:
     code, output, errors = run(keyed, "examples/curl.sh", *question(pdf))
     assert code == 22
     assert json.loads(output.splitlines()[-1])["error"]["code"] == "unsupported_audio"
     assert "415" in errors
-    code, output, _ = run(keyed, "examples/curl.sh", *question(), key="wrong")
+    code, output, _ = run(keyed, "examples/curl.sh", *question(clip), key="wrong")
     assert (code, json.loads(output.splitlines()[-1])["error"]["code"]) == (22, "invalid_api_key")
 
 
-def test_openai(keyed: ServerProcess, answer: str) -> None:
-    printed = succeed(keyed, sys.executable, "examples/openai_client.py", *question())
+def test_openai(keyed: ServerProcess, clip: Path, answer: str) -> None:
+    printed = succeed(keyed, sys.executable, "examples/openai_client.py", *question(clip))
     transcript = httpx.post(
         f"{keyed.url}/v1/audio/transcriptions",
         headers={"authorization": f"Bearer {KEY}"},
-        files={"file": CLIP.read_bytes()},
+        files={"file": clip.read_bytes()},
         timeout=60,
     ).json()["text"]
     assert printed == f"whole: {answer}\nstreamed: {answer}\ntranscript: {transcript}\n"
@@ -146,21 +156,21 @@ def test_openai_shows_a_refusal(keyed: ServerProcess, pdf: Path) -> None:
     assert re.fullmatch(r"refused with 415: .+\nrequest \w+\n", errors), errors
 
 
-def test_openai_without_a_server(tmp_path: Path, keyed: ServerProcess) -> None:
+def test_openai_without_a_server(keyed: ServerProcess, clip: Path) -> None:
     code, _, errors = run(
         keyed,
         "env",
         "WAVLLM_URL=http://127.0.0.1:9",
         sys.executable,
         "examples/openai_client.py",
-        *question(),
+        *question(clip),
     )
     assert (code, errors) == (1, "failed: Connection error.\n")
 
 
-def test_grpc(keyed: ServerProcess, answer: str) -> None:
+def test_grpc(keyed: ServerProcess, clip: Path, answer: str) -> None:
     before = cancelled(keyed)
-    printed = succeed(keyed, sys.executable, "examples/grpc_client.py", *question())
+    printed = succeed(keyed, sys.executable, "examples/grpc_client.py", *question(clip))
     told = f"{answer}\n(stop, {len(golden_ids(SHORT))} tokens)\n"
     start = f"streamed: {told}uploaded: {told}cancelled: "
     assert printed.startswith(start)
@@ -169,8 +179,8 @@ def test_grpc(keyed: ServerProcess, answer: str) -> None:
     until(lambda: cancelled(keyed) == before + 1, "the server did not see the cancellation")
 
 
-def test_grpc_deadline(keyed: ServerProcess) -> None:
-    code, _, errors = run(keyed, sys.executable, "examples/grpc_client.py", *question(), "0.02")
+def test_grpc_deadline(keyed: ServerProcess, clip: Path) -> None:
+    code, _, errors = run(keyed, sys.executable, "examples/grpc_client.py", *question(clip), "0.02")
     assert code == 1
     assert errors.startswith("DEADLINE_EXCEEDED: "), errors
 
@@ -182,8 +192,8 @@ def test_grpc_shows_a_refusal(keyed: ServerProcess, pdf: Path) -> None:
 
 
 @needs_grpcurl
-def test_grpcurl(keyed: ServerProcess, answer: str) -> None:
-    printed = sections(succeed(keyed, "examples/grpcurl.sh", *question()))
+def test_grpcurl(keyed: ServerProcess, clip: Path, answer: str) -> None:
+    printed = sections(succeed(keyed, "examples/grpcurl.sh", *question(clip)))
     listed, health, model, whole, stream, upload = printed.values()
     assert "rpc ChatUpload ( stream .wavllm.v1.ChatUploadRequest )" in listed
     assert json.loads(health) == {"status": "SERVING"}
@@ -221,8 +231,8 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @needs_node
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-def test_node(keyed: ServerProcess, answer: str, node: Path) -> None:
-    printed = succeed(keyed, "node", "client.mjs", *question(), cwd=node)
+def test_node(keyed: ServerProcess, clip: Path, answer: str, node: Path) -> None:
+    printed = succeed(keyed, "node", "client.mjs", *question(clip), cwd=node)
     told = f"{answer}\n(stop, {len(golden_ids(SHORT))} tokens)\n"
     assert printed == f"streamed: {told}uploaded: {told}"
 
@@ -230,11 +240,11 @@ def test_node(keyed: ServerProcess, answer: str, node: Path) -> None:
 @needs_node
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-def test_node_shows_a_refusal(keyed: ServerProcess, node: Path, pdf: Path) -> None:
+def test_node_shows_a_refusal(keyed: ServerProcess, clip: Path, node: Path, pdf: Path) -> None:
     code, _, errors = run(keyed, "node", "client.mjs", *question(pdf), cwd=node)
     assert code == 1
     assert errors.startswith("INVALID_ARGUMENT: The bytes"), errors
-    code, _, errors = run(keyed, "node", "client.mjs", *question(), key="wrong", cwd=node)
+    code, _, errors = run(keyed, "node", "client.mjs", *question(clip), key="wrong", cwd=node)
     assert (code, errors) == (1, "UNAUTHENTICATED: The API key is not known here.\n")
 
 
