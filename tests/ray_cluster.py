@@ -58,6 +58,7 @@ class RayCluster:
             cwd=ROOT,
             env=os.environ | SCRIPT_ENVIRONMENT,
         )
+        self._host = psutil.Process(self.process.pid)
 
     def __enter__(self) -> Self:
         try:
@@ -143,6 +144,10 @@ class RayCluster:
         """Every descendant ever seen, for Ray's own may outlive the host that started them."""
         with contextlib.suppress(psutil.NoSuchProcess):
             self._family |= set(psutil.Process(self.process.pid).children(recursive=True))
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if any(str(self._directory) in word for word in process.cmdline()):
+                    self._family |= {process, *process.children(recursive=True)} - {self._host}
 
 
 def wait_for(condition: Callable[[], bool], what: str, within_s: float = 60.0) -> None:

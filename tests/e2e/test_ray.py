@@ -19,7 +19,6 @@ from e2e_client import (
     CASES,
     CHAT,
     chat_request,
-    check_error,
     clip_of,
     form,
     grpc_refusal,
@@ -42,6 +41,8 @@ PROMPTS = ("What is said?", "Translate the audio clip into German.", "Who speaks
 NUM_TOKENS = 24
 NUM_PLACES = 2
 """Of each replica; as many requests again may wait in the proxy."""
+SETTINGS = {"audio_workers": 1, "sse_keepalive": 1, "engine_timeout": 600}
+"""Engines that are made to stand still are not taken for hung."""
 OPTIONS = {
     "num_replicas": 2,
     "autoscaling_config": None,
@@ -52,6 +53,8 @@ OPTIONS = {
     "health_check_timeout_s": 60.0,
 }
 TIMEOUT_S = 240
+LONG = {"max_tokens": "400", "temperature": "2", "seed": "1", "stream": "true"}
+"""Hot enough that the answer's end does not come soon."""
 
 
 class Asking:
@@ -73,8 +76,11 @@ class Asking:
     async def __aexit__(self, *exception: object) -> None:
         await self._exits.aclose()
 
+    async def whole_response(self, prompt: str) -> httpx.Response:
+        return await self.http.post(CHAT, **asked(prompt))
+
     async def whole(self, prompt: str) -> list[int]:
-        response = await self.http.post(CHAT, **asked(prompt))
+        response = await self.whole_response(prompt)
         assert response.status_code == 200, response.text
         assert len(response.headers.get_list("x-request-id")) == 1
         return list(response.json()["choices"][0]["token_ids"])
@@ -119,7 +125,7 @@ def answers() -> dict[str, list[int]]:
 @pytest.fixture(scope="module")
 def cluster(answers: dict[str, list[int]]) -> Iterator[RayCluster]:
     """After the plain server has gone, for both would take long to start beside each other."""
-    running = RayCluster({"audio_workers": 1, "sse_keepalive": 1}, OPTIONS)
+    running = RayCluster(SETTINGS, OPTIONS)
     with running:
         yield running
     assert not running.killed, "Ray left processes behind"
@@ -182,30 +188,30 @@ async def test_the_model_and_health(client: Asking) -> None:
     assert (await client.http.get("/-/healthz")).status_code == 200
 
 
-async def test_streams_begin_before_the_answer_is_there(
-    client: Asking, cluster: RayCluster, answers: dict[str, list[int]]
-) -> None:
-    """The engines stand still, and the first event and a keep-alive come all the same."""
-    prompt, expected = next(iter(answers.items()))
+async def test_streams_come_as_they_are_made(client: Asking, cluster: RayCluster) -> None:
+    """Once text has come the engines stand still: keep-alives come all the same, the rest comes after."""
     engines = await asyncio.to_thread(cluster.engines)
-    with standing_still(engines):
-        events = client.stub.ChatStream(chat_request(prompt, CLIP, NUM_TOKENS), timeout=TIMEOUT_S)
-        async with client.http.stream("POST", CHAT, **asked(prompt, stream="true")) as response:
-            pieces = response.aiter_text()
-            text = await anext(pieces)
-            while "keep-alive" not in text:
-                text += await anext(pieces)
-            assert '"role":"assistant"' in text
-            first = await anext(aiter(events))
-            assert first.HasField("accepted")
-            for engine in engines:
-                engine.resume()
-            rest = [piece async for piece in pieces]
-    blocks = [block for block in (text + "".join(rest)).split("\n\n") if not block.startswith(":")]
-    ids, error = read_sse("\n\n".join(blocks))
-    assert (ids, error) == (expected, {})
-    assert len(rest) > 2
-    assert ids_of([first, *[event async for event in events]]) == expected
+    request = pb.ChatRequest(prompt="Go on.", audio=pb.Audio(data=CLIP))
+    request.generation.MergeFrom(pb.Generation(max_tokens=400, temperature=2, seed=1, return_token_ids=True))
+    call = client.stub.ChatStream(request, timeout=TIMEOUT_S)
+    events = [await anext(aiter(call)) for _ in range(3)]
+    async with client.http.stream("POST", CHAT, **form("Go on.", CLIP, **LONG)) as response:
+        pieces = response.aiter_text()
+        text = await until_seen(pieces, '"token_ids":[')
+        with standing_still(engines):
+            text += await until_seen(pieces, ": keep-alive")
+        text += await until_seen(pieces, "[DONE]")
+    ids, error = read_sse(without_comments(text))
+    assert (len(ids) > 20, error) == (True, {}), "too short to tell: take another seed"
+    assert ids_of(events + [event async for event in call]) == ids
+
+
+async def until_seen(pieces: AsyncIterator[str], what: str) -> str:
+    """What comes up to the piece that holds this."""
+    text = ""
+    while what not in text:
+        text += await anext(pieces)
+    return text
 
 
 async def test_a_client_that_leaves_gives_its_place_back(client: Asking, cluster: RayCluster) -> None:
@@ -255,25 +261,29 @@ async def test_metrics_come_out_of_rays_exporter(client: Asking, cluster: RayClu
 async def test_a_killed_replica_costs_its_own_requests_alone(
     client: Asking, cluster: RayCluster, answers: dict[str, list[int]]
 ) -> None:
+    """One of its requests is in mid-stream, one has not been accepted; two run on the other replica."""
     prompt, expected = next(iter(answers.items()))
     engines = await asyncio.to_thread(cluster.engines)
-    with standing_still(engines):
-        streams = [asyncio.create_task(client.http.post(CHAT, **asked(prompt, stream="true")))]
-        wholes = [asyncio.create_task(client.http.post(CHAT, **asked(prompt)))]
-        calls = [asyncio.create_task(ask(prompt)) for ask in (client.chat, client.chat_stream)]
-        tasks = [*streams, *wholes, *calls]
-        share = await running(cluster, len(tasks))
-        assert sorted(share.values()) == [2, 2]
-        victim = next(iter(share))
-        children = psutil.Process(victim).children()
-        psutil.Process(victim).kill()
-        _, alive = await asyncio.to_thread(psutil.wait_procs, children, 10)
-        assert not [child for child in alive if child.status() != psutil.STATUS_ZOMBIE]
+    async with client.http.stream("POST", CHAT, **form("Go on.", CLIP, **LONG)) as streamed:
+        pieces = streamed.aiter_text()
+        text = await until_seen(pieces, '"token_ids":[')
+        with standing_still(engines):
+            (victim,) = [pid for pid, count in (await running(cluster, 1)).items() if count]
+            asks = (client.chat, client.chat_stream, client.whole_response)
+            tasks = [asyncio.create_task(ask(prompt)) for ask in asks]
+            assert set((await running(cluster, 4)).values()) == {2}
+            children = psutil.Process(victim).children()
+            psutil.Process(victim).kill()
+            _, alive = await asyncio.to_thread(psutil.wait_procs, children, 10)
+            assert not [child for child in alive if child.status() != psutil.STATUS_ZOMBIE]
+        text += "".join([piece async for piece in pieces])
+    ids, error = read_sse(without_comments(text))
+    assert ids
+    assert error["code"] == "engine_error"
     await asyncio.gather(*tasks, return_exceptions=True)
-    assert sum(is_whole(task, expected) for task in tasks) == 2
-    for task in tasks:
-        if not is_whole(task, expected):
-            check_lost(task)
+    lost = [task for task in tasks if not is_whole(task, expected)]
+    assert len(lost) == 1
+    check_lost(lost[0])
     assert await client.whole(prompt) == expected
     await asyncio.to_thread(wait_for, lambda: len(cluster.replicas()) == 2, "not replaced", 300)
     assert victim not in await asyncio.to_thread(cluster.replicas)
@@ -287,10 +297,6 @@ def is_whole(task: asyncio.Task[Any], expected: list[int]) -> bool:
     if not isinstance(result, httpx.Response):
         assert result == expected
         return True
-    if result.headers["content-type"].startswith("text/event-stream"):
-        ids, error = read_sse(without_comments(result.text))
-        assert error or ids == expected
-        return not error
     return result.status_code == 200 and result.json()["choices"][0]["token_ids"] == expected
 
 
@@ -301,12 +307,7 @@ def check_lost(task: asyncio.Task[Any]) -> None:
         assert grpc_refusal(error) == (grpc.StatusCode.INTERNAL, "engine_error")
         return
     assert error is None, error
-    response = task.result()
-    if response.headers["content-type"].startswith("text/event-stream"):
-        assert read_sse(without_comments(response.text))[1]["code"] == "engine_error"
-    else:
-        assert response.status_code == 500
-        assert check_error(response.json())["code"] == "engine_error"
+    assert refusal(task.result()) == (500, "engine_error", None)
 
 
 def without_comments(text: str) -> str:
