@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -192,25 +193,45 @@ def run(world: World, mix: Mix, core: EngineCore) -> dict[str, list[int]]:
     return {name: got for name, got in ids.items() if name in ended}
 
 
-many = settings(
-    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
-)
+def mixed(max_examples: int) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Run a test over so many mixes, however long it takes."""
+    slow = [HealthCheck.too_slow]
+    unhurried = settings(
+        max_examples=max_examples, deadline=None, suppress_health_check=slow, print_blob=True
+    )
+    return lambda test: pytest.mark.timeout(900)(unhurried(given(mix=mixes)(test)))
 
 
-@pytest.mark.timeout(600)
-@many
-@given(mix=mixes)
+@mixed(60)
 def test_every_mix_gives_the_answers_of_each_request_alone_in_float64(exact: World, mix: Mix) -> None:
+    check_exactly(exact, mix)
+
+
+@pytest.mark.slow
+@mixed(300)
+def test_many_more_mixes_give_the_answers_of_each_request_alone(exact: World, mix: Mix) -> None:
+    check_exactly(exact, mix)
+
+
+def check_exactly(exact: World, mix: Mix) -> None:
     core = build(exact, mix)
     for name, got in run(exact, mix, core).items():
         ask = mix.asks[int(name)]
         assert tuple(got) == exact.alone(ask.clip, ask.prompt, ask.sampling).ids
 
 
-@pytest.mark.timeout(600)
-@many
-@given(mix=mixes)
+@mixed(60)
 def test_every_mix_gives_the_same_in_float32_but_for_near_ties(rounded: World, mix: Mix) -> None:
+    check_but_for_near_ties(rounded, mix)
+
+
+@pytest.mark.slow
+@mixed(300)
+def test_many_more_mixes_give_the_same_in_float32_but_for_near_ties(rounded: World, mix: Mix) -> None:
+    check_but_for_near_ties(rounded, mix)
+
+
+def check_but_for_near_ties(rounded: World, mix: Mix) -> None:
     core = build(rounded, mix)
     runner = core.runner
     assert isinstance(runner, RecordingRunner)
