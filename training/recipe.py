@@ -117,7 +117,7 @@ class Recipe:
                 num_buckets=64,
                 max_bucket_distance=400,
             ),
-            whisper_branch=BranchConfig(512, 320, 160, 256),
+            whisper_branch=BranchConfig(768, 448, 512, 256),
             wavlm_branch=BranchConfig(128, 96, 48, 64),
             llama=LlamaConfig(
                 hidden_size=256,
