@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -37,14 +38,22 @@ GAINS = {"whisper.embed_positions.weight": 0.02, "lora_A": 0.3, "lora_B": 0.3, "
 def make_tiny(directory: Path, config: SpeechLLMConfig | None = None, seed: int = SEED) -> SpeechLLMConfig:
     """Write a directory of seeded random weights. Raises CheckpointError if something is there already."""
     config = config or SpeechLLMConfig.tiny(VOCAB_SIZE)
+    write_random(directory, config, CORPUS, seed)
+    return config
+
+
+def write_random(directory: Path, config: SpeechLLMConfig, texts: Iterable[str], seed: int = SEED) -> None:
+    """Write a directory of seeded random float32 weights and a tokenizer that was trained on `texts`.
+
+    Raises CheckpointError if something is there already.
+    """
     generator = torch.Generator().manual_seed(seed)
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = Path(folder) / "tokenizer.model"
-        tokenizer.write_bytes(train_tokenizer(config.llama.vocab_size, CORPUS))
+        tokenizer.write_bytes(train_tokenizer(config.llama.vocab_size, texts))
         with ShardWriter(directory, config, tokenizer=tokenizer) as writer:
             for name, shape in expected_tensors(config).items():
                 writer.add(name, _random(name, shape, generator))
-    return config
 
 
 def _random(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
