@@ -23,6 +23,7 @@ import httpx
 from benchmarks.sizes import ROOT
 from server.bench.client import HttpAsker
 from server.bench.types import Api, BenchError, Exchange, Outcome, Piece, Question
+from server.os_process import computing_environment
 
 START_S = 600.0
 END_S = 10.0
@@ -48,7 +49,7 @@ class Served:
             [sys.executable, "-m", *command],
             stdout=self._log if stdout is None else stdout,
             stderr=self._log,
-            env={**os.environ, "PYTHONPATH": path},
+            env={**computing_environment(), "PYTHONPATH": path},
             start_new_session=True,
         )
 

@@ -7,11 +7,12 @@ import contextlib
 import dataclasses
 import importlib.metadata
 import operator
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from pathlib import Path
 from typing import Any
 
 from benchmarks import record
+from benchmarks.peers import waiting
 from benchmarks.peers.arms import Arm, agreement, alternate, ask, note, ratios, spreads
 from benchmarks.peers.questions import QuestionMaker, Shape, thinned
 from benchmarks.peers.script import Script
@@ -46,7 +47,7 @@ def decode_against_script(model: Path, repetitions: int = REPETITIONS, shape: Sh
     Encoding and prefill are out of it on both sides: ours was asked each question once before and finds
     clip and prefix in its caches; the script's clips are prepared and its clock runs from the first token.
     """
-    return asyncio.run(_decode(model, repetitions, shape))
+    return run(_decode(model, repetitions, shape))
 
 
 async def _decode(model: Path, repetitions: int, shape: Shape) -> Outcome:
@@ -70,7 +71,7 @@ def requests_against_script(model: Path, repetitions: int = REPETITIONS, shape: 
 
     Clips and instructions are new in each repetition. The script is asked a part of the first questions.
     """
-    return asyncio.run(_requests(model, repetitions, shape))
+    return run(_requests(model, repetitions, shape))
 
 
 async def _requests(model: Path, repetitions: int, shape: Shape) -> Outcome:
@@ -93,7 +94,7 @@ def requests_against_batches(model: Path, repetitions: int = REPETITIONS, shape:
 
     Both sides meet the same Poisson arrivals, at the rate that our engine reaches with all at once.
     """
-    return asyncio.run(_batches(model, repetitions, shape))
+    return run(_batches(model, repetitions, shape))
 
 
 async def _batches(model: Path, repetitions: int, shape: Shape) -> Outcome:
@@ -114,7 +115,7 @@ async def _batches(model: Path, repetitions: int, shape: Shape) -> Outcome:
 
 def servers_against_litserve(model: Path, repetitions: int = REPETITIONS, shape: Shape = SHAPE) -> Outcome:
     """Two real servers over HTTP, all questions at once: requests per second, p95 time to first token."""
-    return asyncio.run(_servers(model, repetitions, shape))
+    return run(_servers(model, repetitions, shape))
 
 
 async def _servers(model: Path, repetitions: int, shape: Shape) -> Outcome:
@@ -137,6 +138,13 @@ async def _servers(model: Path, repetitions: int, shape: Shape) -> Outcome:
     return outcome("litserve", model, shape, reached, row)
 
 
+def run(workload: Coroutine[Any, Any, Outcome]) -> Outcome:
+    """To the end. Raises BenchError where the peers' threads would wait otherwise than the engine's."""
+    with contextlib.closing(workload):
+        waiting.check_set()
+        return asyncio.run(workload)
+
+
 def maker(model: Path, shape: Shape) -> QuestionMaker:
     """Questions whose instructions are counted by the model's own tokenizer."""
     return QuestionMaker(Tokenizer(model / TOKENIZER_FILE).encode, shape, SEED)
@@ -146,7 +154,8 @@ def outcome(
     workload: str, model: Path, shape: Shape, reached: Mapping[Target, record.Spread], row: Mapping[str, Any]
 ) -> Outcome:
     """With what a row says of where it was measured."""
-    setup = record.setup(SEED, model=SpeechLLMConfig.load(model).name, shape=dataclasses.asdict(shape))
+    name, sizes = SpeechLLMConfig.load(model).name, dataclasses.asdict(shape)
+    setup = record.setup(SEED, model=name, shape=sizes, waiting=waiting.settings())
     ratio = {target.sentence: spread for target, spread in reached.items()}
     return Outcome(reached, {"workload": workload, **setup, "reached": ratio, **row})
 

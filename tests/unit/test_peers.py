@@ -12,9 +12,11 @@ from benchmarks.peers.arms import Arm, Round, agreement, ask, check, covered, ra
 from benchmarks.peers.questions import QuestionMaker, Shape, decoded, thinned
 from benchmarks.peers.sides import gather
 from benchmarks.peers.targets import Target
+from benchmarks.peers.waiting import check_set
 from benchmarks.record import Spread
 from benchmarks.sizes import ROOT
 from server.bench.types import Arrival, BenchError, Exchange, Load, Outcome, Piece, Question, Record
+from server.os_process import QUIET_THREADS
 
 SHAPE = Shape(clip_seconds=0.1, instruction_tokens=7, answer_tokens=3, num_questions=6, per_clip=2, sample=3)
 
@@ -161,3 +163,12 @@ def test_the_lock_of_the_peers_moves_no_pin() -> None:
 def names_in(lock: Path) -> set[str]:
     lines = lock.read_text(encoding="utf-8").splitlines()
     return {line.partition("==")[0] for line in lines if "==" in line}
+
+
+def test_a_run_whose_threads_wait_by_accident_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in QUIET_THREADS.items():
+        monkeypatch.setenv(name, value)
+    check_set()
+    monkeypatch.delenv("GOMP_SPINCOUNT")
+    with pytest.raises(BenchError, match="not set"):
+        check_set()
