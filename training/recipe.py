@@ -9,6 +9,7 @@ from pathlib import Path
 
 from model.config import (
     BranchConfig,
+    GenerationConfig,
     LlamaConfig,
     LoraConfig,
     PromptAdapterConfig,
@@ -130,6 +131,7 @@ class Recipe:
             ),
             lora=LoraConfig(16),
             prompt_adapter=PromptAdapterConfig(128),
+            generation=GenerationConfig(max_repeats=5),
             name=self.name,
             window_seconds=self.window_seconds,
         )

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from model.llama import DecodeRows, FlatBatch, PrefillSpan
-from model.sampling import SamplingRow, sample
+from model.sampling import SamplingRow, is_looping, sample
 from model.speech_llm import SpeechLLM
 from server.engine.scheduler import Chunk, Scheduler
 from server.engine.sequence import AdapterPass, Sequence
@@ -228,7 +228,8 @@ class Runner:
         tokens = sample(logits, rows)
         for sequence, token, good in zip(ends, tokens, finite, strict=True):
             if good:
-                results.tokens[sequence] = token
+                looping = is_looping(sequence.generated, self.model.config.generation)
+                results.tokens[sequence] = self.eos_id if looping else token
             else:
                 results.broken.append(sequence)
         return results
