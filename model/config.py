@@ -299,7 +299,7 @@ def _build(cls: Any, data: Any, path: str) -> Any:
             raise ConfigError(f"{prefix}{key}: unknown field")
     values = {key: _convert(hints[key], value, prefix + key) for key, value in data.items()}
     for key, spec in fields.items():
-        if key not in values and spec.default is dataclasses.MISSING:
+        if key not in values and spec.default is spec.default_factory is dataclasses.MISSING:
             raise ConfigError(f"{prefix}{key}: missing")
     return cls(**values)
 
