@@ -11,6 +11,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -80,10 +81,11 @@ class Heard:
         return EMOTIONS.index(self.script.emotion) if self.prosody else None
 
 
-def heard(data: Dataset, clip: Clip) -> Heard:
-    """One clip of the cache."""
+def heard(data: Dataset, clip: Clip, acoustic: bool = True) -> Heard:
+    """One clip of the cache. acoustic: false spares reading what WavLM made of it."""
     record = clip.record
-    return Heard(record.script, data.whisper(clip), data.wavlm(clip), record.prosody, turns_of(record))
+    wavlm = data.wavlm(clip) if acoustic else data.silence(clip)
+    return Heard(record.script, data.whisper(clip), wavlm, record.prosody, turns_of(record))
 
 
 def turns_of(record: ClipRecord, frame: int = 0, first: str | None = None) -> tuple[Turn, ...]:
@@ -95,9 +97,9 @@ def turns_of(record: ClipRecord, frame: int = 0, first: str | None = None) -> tu
     )
 
 
-def chained(data: Dataset, first: Clip, second: Clip) -> Heard:
+def chained(data: Dataset, first: Clip, second: Clip, acoustic: bool = True) -> Heard:
     """Two clips one after the other, as one; who speaks is told by the voices."""
-    a, b = heard(data, first), heard(data, second)
+    a, b = heard(data, first, acoustic), heard(data, second, acoustic)
     names = [
         clip.record.voices[line.speaker] for clip in (first, second) for line in clip.record.script.lines
     ]
@@ -153,6 +155,7 @@ class ListeningStage:
     encoder: Encoder
     recipe: Recipe
     data: Dataset
+    hears_voices: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         self.trained = Listener(self.model)
@@ -219,9 +222,9 @@ class ListeningStage:
         order = epoch_order(len(self.data), name, step, batch)
         clips = [self.data.clips[i] for i in order]
         return [
-            chained(self.data, clip, rng.choice(clips))
+            chained(self.data, clip, rng.choice(clips), self.hears_voices)
             if rng.random() < CHAINED_SHARE
-            else heard(self.data, clip)
+            else heard(self.data, clip, self.hears_voices)
             for clip in clips
         ]
 
@@ -240,6 +243,8 @@ class AlignStage(ListeningStage):
     The acoustic adapter is silent until stage 1: CTC would fill it with more of what is said. Without the
     language model a clip costs a quarter.
     """
+
+    hears_voices = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
