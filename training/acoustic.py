@@ -17,8 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.audio_encoder import AudioEncoder, WavLMTransformer
+from model.audio_encoder import AudioEncoder
 from model.config import SAMPLE_RATE
+from model.pieces import finish
+from model.wavlm_encoder import WavLMTransformer
 from training.augment import Waveform, augment, change_speed
 from training.corpus import FRAME, PEAK, ClipRecord, read_manifest
 from training.network import IGNORE
@@ -173,7 +175,7 @@ class Hearing(nn.Module):
         """[B, T] of one length -> all layers' outputs [B, F, C]."""
         features = self.wavlm.feature_extractor(waves)
         hidden, _ = self.wavlm.feature_projection(features.transpose(1, 2))
-        return WavLMTransformer(self.wavlm)(hidden, [hidden.shape[1]] * len(hidden))
+        return finish(WavLMTransformer(self.wavlm)(hidden, [hidden.shape[1]] * len(hidden)))
 
 
 @dataclass

@@ -68,6 +68,8 @@ def build_core(config: EngineConfig, progress: Progress | None = None) -> Engine
     core = assemble(config, model, tokenizer, measure(config, model))
     core.runner.threads = pace.threads
     step_ms = config.encoder_step_ms or (10.0 if device.type == "cuda" else 100.0)
+    core.encoding.slice_s = step_ms / 1e3
+    core.scheduler.limits.prefill_beside = pace.prefill_budget(step_ms / 2e3)
     core.scheduler.limits.encode_seconds = pace.encode_budget(step_ms / 1e3, model.config.window_seconds)
     return core
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from model.checkpoint import load_model, tensor_places
 from model.checkpoint_format import ShardWriter, expected_tensors
+from model.pieces import finish
 from model.speech_llm import SpeechLLM
 from model.tokenizer import Tokenizer, train_tokenizer
 from server.types import SamplingParams
@@ -107,7 +108,7 @@ def test_cached_features_give_the_embeddings_of_serving(exact: SpeechLLM) -> Non
     clips = [exact.features(wave) for wave in waves]
     with torch.inference_mode():
         whisper = [encoder.whisper(c.log_mel.double()).last_hidden_state[0, : c.num_frames] for c in clips]
-        states, frames = encoder.wavlm_states(waves)
+        states, frames = finish(encoder.wavlm_states(waves))
         wavlm = [states[:, i, :n].transpose(0, 1) for i, n in enumerate(frames)]
         made = audio_embeddings(encoder, whisper, wavlm)
     for ours, served in zip(made, exact.encode_audio(waves), strict=True):
