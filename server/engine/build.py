@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import psutil
 import torch
 
 from model.checkpoint import load_model
@@ -17,6 +16,7 @@ from model.tokenizer import Tokenizer
 from server.engine.core import EngineCore
 from server.engine.factory import Progress
 from server.engine.intake import Intake
+from server.engine.memory import free_bytes
 from server.engine.pages import PagePool
 from server.engine.result_cache import ResultCache
 from server.engine.runner import Runner
@@ -136,7 +136,7 @@ def measure(config: EngineConfig, model: SpeechLLM) -> Sizes:
     longest = math.ceil(llama.max_position_embeddings / config.page_size)
     if config.num_pages is not None:
         return Sizes(batch_size, batch_tokens, config.num_pages)
-    free = torch.cuda.mem_get_info(model.device)[0] if on_gpu else psutil.virtual_memory().available
+    free = torch.cuda.mem_get_info(model.device)[0] if on_gpu else free_bytes()
     share = config.kv_cache_fraction or (0.85 if on_gpu else 0.3)
     page_bytes = KVCache.bytes_per_page(llama, config.page_size, model.dtype)
     num_pages = min(int(free * share) // page_bytes, longest * batch_size)
