@@ -7,7 +7,7 @@
 set -euo pipefail
 
 url=${WAVLLM_URL:-http://127.0.0.1:8000}
-clip=${1:-$(dirname "$0")/../tests/golden/audio/kitchen.wav}
+clip=${1:-$(dirname "$0")/clips/evening.flac}
 prompt=${2:-What is said?}
 if [[ $prompt == *[\"\\]* ]]; then
   echo "curl.sh puts the prompt into JSON as it is: no quotes and backslashes, please" >&2

@@ -21,7 +21,7 @@ from google.rpc import error_details_pb2, status_pb2
 from server.pb import speech_pb2 as pb
 from server.pb.speech_pb2_grpc import SpeechChatStub
 
-DEFAULT_CLIP = Path(__file__).parent.parent / "tests" / "golden" / "audio" / "kitchen.wav"
+DEFAULT_CLIP = Path(__file__).parent / "clips" / "evening.flac"
 CHUNK_BYTES = 64 * 1024
 
 

@@ -16,7 +16,7 @@ import openai
 from openai import OpenAI
 from openai.types.chat import ChatCompletionUserMessageParam
 
-DEFAULT_CLIP = Path(__file__).parent.parent / "tests" / "golden" / "audio" / "kitchen.wav"
+DEFAULT_CLIP = Path(__file__).parent / "clips" / "evening.flac"
 
 
 def question(prompt: str, clip: bytes) -> ChatCompletionUserMessageParam:

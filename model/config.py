@@ -137,9 +137,28 @@ class PromptAdapterConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class GenerationConfig:
+    """What answers of these weights keep to beside what a request asks for. Nothing, unless it is said here.
+
+    max_repeats: an answer ends once it has said one thing so many times in a row; None leaves it alone.
+    longest_repeat: tokens of the longest thing whose repeats are counted.
+    """
+
+    max_repeats: int | None = None
+    longest_repeat: int = 32
+
+    def __post_init__(self) -> None:
+        if self.max_repeats is not None and self.max_repeats < 2:
+            raise ConfigError("generation.max_repeats: must be at least 2")
+        if self.longest_repeat < 1:
+            raise ConfigError("generation.longest_repeat: must be at least 1")
+
+
+@dataclass(frozen=True, slots=True)
 class SpeechLLMConfig:
     """The whole assembly. `SpeechLLMConfig.load(dir)` and `.save(dir)` are the JSON on disk.
 
+    generation: rules for answers; a converted checkpoint has none.
     window_seconds: length of the semantic encoder's window; longer clips take several.
     wavlm_do_normalize: whether WavLM's input is brought to zero mean and unit variance (not by default).
     random_weights: true if nobody trained these weights; the server says so aloud.
@@ -156,6 +175,7 @@ class SpeechLLMConfig:
     window_seconds: int = 30
     wavlm_do_normalize: bool = False
     random_weights: bool = False
+    generation: GenerationConfig = field(default_factory=GenerationConfig)
     format_version: int = field(default=FORMAT_VERSION)
 
     def __post_init__(self) -> None:
@@ -279,7 +299,7 @@ def _build(cls: Any, data: Any, path: str) -> Any:
             raise ConfigError(f"{prefix}{key}: unknown field")
     values = {key: _convert(hints[key], value, prefix + key) for key, value in data.items()}
     for key, spec in fields.items():
-        if key not in values and spec.default is dataclasses.MISSING:
+        if key not in values and spec.default is spec.default_factory is dataclasses.MISSING:
             raise ConfigError(f"{prefix}{key}: missing")
     return cls(**values)
 

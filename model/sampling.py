@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from model.config import GenerationConfig
+
 
 @dataclass(frozen=True, slots=True)
 class SamplingRow:
@@ -43,6 +45,22 @@ def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> list[int]:
         for i, token in zip(drawn, ids, strict=True):
             chosen[i] = token
     return chosen
+
+
+def is_looping(tokens: Sequence[int], rule: GenerationConfig) -> bool:
+    """Whether an answer's tokens end in `rule.max_repeats` copies of one thing, one after another."""
+    times = rule.max_repeats
+    if times is None:
+        return False
+    longest = min(rule.longest_repeat, len(tokens) // times)
+    return any(_ends_in_copies(tokens, size, times) for size in range(1, longest + 1))
+
+
+def _ends_in_copies(tokens: Sequence[int], size: int, times: int) -> bool:
+    if tokens[-1] != tokens[-1 - size]:  # nearly always, and the rest need not be looked at
+        return False
+    tail = tokens[-size * times :]
+    return tail[size:] == tail[:-size]
 
 
 def uniform(seed: int, position: int) -> float:

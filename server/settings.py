@@ -73,7 +73,8 @@ class Settings(BaseSettings):
         None,
         gt=0,
         allow_inf_nan=False,
-        description="Longest encoder pass between two decode steps, in ms; default: 100 (CPU), 10 (GPU).",
+        description="What encoding and prefilling may add to the time between two tokens of a running "
+        "answer, in ms; default: 100 (CPU), 10 (GPU).",
     )
 
     max_queued_requests: Count = Field(256, description="Requests that may wait; more get a 503.")

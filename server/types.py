@@ -256,8 +256,9 @@ class EngineConfig:
     CPU, bfloat16 on CUDA), "float32", "bfloat16", "float16" or "float64".
     merge_prompt: merge the LoRA for this one instruction. max_batch_size: sequences that generate at once.
     max_batch_tokens: tokens of one forward. num_pages: KV pages; overrides kv_cache_fraction, the share of
-    the device's free memory given to KV pages. encoder_step_ms: longest encoder pass between two
-    decode steps. encoder_cache_mb: bound of the audio-embedding cache, 0 turns it off.
+    the device's free memory given to KV pages. encoder_step_ms: what encoding and prefilling may
+    add to the time between two decode steps. encoder_cache_mb: bound of the audio-embedding cache, 0 turns
+    it off.
     """
 
     model_dir: Path

@@ -17,15 +17,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.audio_encoder import AudioEncoder, WavLMTransformer
+from model.audio_encoder import AudioEncoder
 from model.config import SAMPLE_RATE
+from model.pieces import finish
+from model.wavlm_encoder import WavLMTransformer
 from training.augment import Waveform, augment, change_speed
-from training.corpus import PEAK, ClipRecord, read_manifest
+from training.corpus import FRAME, PEAK, ClipRecord, read_manifest
+from training.network import IGNORE
 from training.recipe import Recipe, State
 from training.scripts import EMOTIONS
 
-FRAME = 320
-"""Samples of one encoder frame."""
 CROP_SECONDS = 3.2
 PIECE_SECONDS = (1.0, 1.9)
 GAP_SECONDS = (0.08, 0.35)
@@ -37,7 +38,6 @@ HARD = 0.15
 SPEAKER_LAYER = 2
 """Where the voice is read off; the layers above are free to compare voices."""
 AUGMENTED = 0.3
-IGNORE = -100
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +86,8 @@ class Utterances:
 
     def _add(self, record: ClipRecord, samples: np.ndarray) -> None:
         emotion = EMOTIONS.index(record.script.emotion) if record.prosody else IGNORE
-        stretch = len(samples) / max(len(samples), record.spans[-1][1])
-        for line, (start, stop) in zip(record.script.lines, record.spans, strict=True):
-            piece = samples[round(start * stretch) : round(stop * stretch)]
+        for line, (start, stop) in zip(record.script.lines, record.played_spans, strict=True):
+            piece = samples[start:stop]
             if len(piece) > SAMPLE_RATE // 2:
                 speaker = record.voices[line.speaker]
                 self.by_speaker[speaker].append(Utterance(piece, speaker, emotion))
@@ -176,7 +175,7 @@ class Hearing(nn.Module):
         """[B, T] of one length -> all layers' outputs [B, F, C]."""
         features = self.wavlm.feature_extractor(waves)
         hidden, _ = self.wavlm.feature_projection(features.transpose(1, 2))
-        return WavLMTransformer(self.wavlm)(hidden, [hidden.shape[1]] * len(hidden))
+        return finish(WavLMTransformer(self.wavlm)(hidden, [hidden.shape[1]] * len(hidden)))
 
 
 @dataclass

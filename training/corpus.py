@@ -33,6 +33,8 @@ from training.voices import Delivery, Synthesizer, Voice, train_voices
 
 Wave = NDArray[np.float32]
 PEAK = 32767
+FRAME = 320
+"""Samples of one encoder frame."""
 MAX_TRIES = 8
 GAPS = (0.12, 0.5)
 """Seconds of silence between two lines, whoever says them."""
@@ -54,6 +56,12 @@ class ClipRecord:
     num_samples: int
     prosody: bool
     seed: int
+
+    @property
+    def played_spans(self) -> tuple[tuple[int, int], ...]:
+        """Where the lines are in the clip's samples, for one that augmentation made faster."""
+        pace = self.num_samples / max(self.num_samples, self.spans[-1][1])
+        return tuple((round(start * pace), round(stop * pace)) for start, stop in self.spans)
 
     def to_json(self) -> str:
         """One manifest line."""

@@ -70,6 +70,12 @@ class Dataset:
         frames = wavlm_frames(clip.record.num_samples, self._config)
         return self._rows("wavlm", clip.shard, clip.wavlm_first, frames)
 
+    def silence(self, clip: Clip) -> Tensor:
+        """Zeros in place of `wavlm`, for a stage in which the acoustic branch says nothing. Reads no file."""
+        frames = wavlm_frames(clip.record.num_samples, self._config)
+        layers = self._config.num_hidden_layers + 1
+        return torch.zeros(1).expand(frames, layers, self._config.hidden_size)
+
     def _rows(self, what: str, shard: int, first: int, count: int) -> Tensor:
         key = (what, shard)
         if key not in self._maps:

@@ -13,9 +13,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from model.audio_encoder import AudioEncoder, build_whisper
+from model.audio_encoder import AudioEncoder
 from model.audio_features import AudioFeatures
 from model.config import SpeechLLMConfig
+from model.pieces import finish
+from model.whisper_encoder import build_whisper
 from training.corpus import read_shard, write_whole
 from training.progress import track
 from training.recipe import State
@@ -46,7 +48,7 @@ def whisper_features(encoder: nn.Module, windows: AudioFeatures, waves: list[np.
 @torch.inference_mode()
 def wavlm_features(encoder: AudioEncoder, waves: list[np.ndarray]) -> list[np.ndarray]:
     """Waves [T] -> all layers' outputs [F, layers + 1, C] float16 each."""
-    states, lengths = encoder.wavlm_states([torch.from_numpy(wave) for wave in waves])
+    states, lengths = finish(encoder.wavlm_states([torch.from_numpy(wave) for wave in waves]))
     rows = states.permute(1, 2, 0, 3).half().cpu().numpy()
     return [rows[i, :length] for i, length in enumerate(lengths)]
 

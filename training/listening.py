@@ -11,16 +11,20 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from model.speech_llm import SpeechLLM
 from training.batch import Item, Packed, pack
+from training.corpus import FRAME, ClipRecord
 from training.dataset import Clip, Dataset, epoch_order
 from training.language import draw_tasks
 from training.network import (
     AlignmentLoss,
+    Turn,
+    VoiceLoss,
     answer_logits,
     answer_loss,
     audio_embeddings,
@@ -29,7 +33,7 @@ from training.network import (
     train_only,
 )
 from training.recipe import Recipe
-from training.scripts import Script
+from training.scripts import EMOTIONS, Script
 from training.tasks import make_example, tasks_for
 from training.tokens import Encoder, Segment
 
@@ -57,6 +61,8 @@ COUNTED = 4.0
 MASKED_FRAMES = 8
 ABLATED = 0.5
 """Share of clips with a stretch of silence cut into what Whisper heard."""
+VOICES = 0.3
+"""Weight of telling voices and ways of speaking from the audio embeddings themselves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,16 +73,33 @@ class Heard:
     whisper: Tensor
     wavlm: Tensor
     prosody: bool
+    turns: tuple[Turn, ...]
+
+    @property
+    def emotion(self) -> int | None:
+        """Number of its emotion, if the voices can show one."""
+        return EMOTIONS.index(self.script.emotion) if self.prosody else None
 
 
-def heard(data: Dataset, clip: Clip) -> Heard:
-    """One clip of the cache."""
-    return Heard(clip.record.script, data.whisper(clip), data.wavlm(clip), clip.record.prosody)
+def heard(data: Dataset, clip: Clip, acoustic: bool = True) -> Heard:
+    """One clip of the cache. acoustic: false spares reading what WavLM made of it."""
+    record = clip.record
+    wavlm = data.wavlm(clip) if acoustic else data.silence(clip)
+    return Heard(record.script, data.whisper(clip), wavlm, record.prosody, turns_of(record))
 
 
-def chained(data: Dataset, first: Clip, second: Clip) -> Heard:
+def turns_of(record: ClipRecord, frame: int = 0, first: str | None = None) -> tuple[Turn, ...]:
+    """Who speaks when, for a clip that begins at `frame`, after one that began with the voice `first`."""
+    names = [record.voices[line.speaker] for line in record.script.lines]
+    return tuple(
+        Turn(frame + start // FRAME, frame + stop // FRAME, name != (first or names[0]))
+        for name, (start, stop) in zip(names, record.played_spans, strict=True)
+    )
+
+
+def chained(data: Dataset, first: Clip, second: Clip, acoustic: bool = True) -> Heard:
     """Two clips one after the other, as one; who speaks is told by the voices."""
-    a, b = heard(data, first), heard(data, second)
+    a, b = heard(data, first, acoustic), heard(data, second, acoustic)
     names = [
         clip.record.voices[line.speaker] for clip in (first, second) for line in clip.record.script.lines
     ]
@@ -84,7 +107,9 @@ def chained(data: Dataset, first: Clip, second: Clip) -> Heard:
     lines = (*a.script.lines, *b.script.lines)
     spoken = tuple(replace(line, speaker=order.index(name)) for line, name in zip(lines, names, strict=True))
     script = Script("chained", spoken, "neutral")
-    return Heard(script, torch.cat([a.whisper, b.whisper]), torch.cat([a.wavlm, b.wavlm]), prosody=False)
+    turns = a.turns + turns_of(second.record, len(a.wavlm), order[0])
+    whisper, wavlm = torch.cat([a.whisper, b.whisper]), torch.cat([a.wavlm, b.wavlm])
+    return Heard(script, whisper, wavlm, prosody=False, turns=turns)
 
 
 def tasks_heard(clip: Heard, weights: dict[str, float]) -> dict[str, float]:
@@ -111,7 +136,7 @@ def masked(rows: Tensor, rng: random.Random) -> Tensor:
 
 
 class Listener(nn.Module):
-    """The network and the alignment loss under one roof; names fit SpeechLLM's."""
+    """The network and the losses with weights of their own under one roof; names fit SpeechLLM's."""
 
     def __init__(self, model: SpeechLLM) -> None:
         super().__init__()
@@ -119,6 +144,7 @@ class Listener(nn.Module):
         self.prompt_adapter = model.prompt_adapter
         self.llama = model.llama
         self.align = AlignmentLoss().to(model.device)
+        self.voices = VoiceLoss(model.config.llama.hidden_size, len(EMOTIONS)).to(model.device)
 
 
 @dataclass
@@ -129,6 +155,7 @@ class ListeningStage:
     encoder: Encoder
     recipe: Recipe
     data: Dataset
+    hears_voices: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         self.trained = Listener(self.model)
@@ -155,7 +182,7 @@ class ListeningStage:
     def figures(
         self, clips: Sequence[Heard], audio: Sequence[Tensor], items: Sequence[Item], scale: Tensor
     ) -> dict[str, Tensor]:
-        """loss: answers, alignment; ctc, distance: alignment; right: share of answers whose tokens all are.
+        """loss of all; ctc, distance: alignment; voices; right: share of answers whose tokens all are.
 
         items: those of the clips, then those without audio. scale: [items, D].
         """
@@ -163,9 +190,12 @@ class ListeningStage:
         logits = answer_logits(self.model, packed, torch.cat(list(audio)), scale)
         aligned = self.aligned(clips, audio)
         answers = answer_loss(logits, packed)
+        voices = self.trained.voices(audio, [c.turns for c in clips], [c.emotion for c in clips])
+        alignment = self.recipe.ctc * (aligned["ctc"] + DISTANCE * aligned["distance"])
         return {
-            "loss": answers + self.recipe.ctc * (aligned["ctc"] + DISTANCE * aligned["distance"]),
+            "loss": answers + alignment + VOICES * voices,
             "answers": answers,
+            "voices": voices,
             **aligned,
             **self._right(logits.detach(), packed, items),
         }
@@ -192,9 +222,9 @@ class ListeningStage:
         order = epoch_order(len(self.data), name, step, batch)
         clips = [self.data.clips[i] for i in order]
         return [
-            chained(self.data, clip, rng.choice(clips))
+            chained(self.data, clip, rng.choice(clips), self.hears_voices)
             if rng.random() < CHAINED_SHARE
-            else heard(self.data, clip)
+            else heard(self.data, clip, self.hears_voices)
             for clip in clips
         ]
 
@@ -213,6 +243,8 @@ class AlignStage(ListeningStage):
     The acoustic adapter is silent until stage 1: CTC would fill it with more of what is said. Without the
     language model a clip costs a quarter.
     """
+
+    hears_voices = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -237,7 +269,7 @@ class SingleStage(ListeningStage):
         self.name = "single"
         self.budget = self.recipe.single
         self.rates = SINGLE_RATES
-        self.train_only("llama.", *self.acoustic)
+        self.train_only("llama.", "voices.", *self.acoustic)
 
     def losses(self, step: int) -> dict[str, Tensor]:
         """Several single tasks about each clip, the scale at 1."""
@@ -263,7 +295,7 @@ class JointStage(ListeningStage):
         self.name = "joint"
         self.budget = self.recipe.joint
         self.rates = {"audio_encoder.": 0.3, "align.": 0.3, "prompt_adapter.": 2.0}
-        self.train_only("lora_", *self.acoustic, *self.adapter)
+        self.train_only("lora_", "voices.", *self.acoustic, *self.adapter)
 
     @property
     def adapter(self) -> tuple[str, ...]:
@@ -299,4 +331,4 @@ class OneStage(JointStage):
         single = self.recipe.single
         self.budget = replace(self.recipe.joint, steps=single.steps, learning_rate=single.learning_rate)
         self.rates = {**SINGLE_RATES, "prompt_adapter.": 2.0}
-        self.train_only("llama.", *self.acoustic, *self.adapter)
+        self.train_only("llama.", "voices.", *self.acoustic, *self.adapter)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,7 @@ from model.config import SpeechLLMConfig
 from model.speech_llm import SpeechLLM
 from training.batch import MaskedAttention, Packed
 
+IGNORE = -100
 LAST_LAYER = 2.0
 """Of the mix of WavLM's layers, before the softmax: the last one is where voices have been compared."""
 
@@ -172,6 +174,52 @@ class AlignmentLoss(nn.Module):
         inside = torch.arange(len(padded), device=device)[:, None] < lengths
         distance = (padded - expected).square().sum(-1)[inside].mean()
         return ctc, distance / embeddings.square().sum(1).mean()
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """Frames (20 ms) start:stop of a clip. changed: said by another voice than the clip's first one."""
+
+    start: int
+    stop: int
+    changed: bool
+
+
+class VoiceLoss(nn.Module):
+    """Whether the voice is another one than at first, frame by frame, and how the clip is spoken.
+
+    Two linear maps read it off the audio embeddings, as easily as the language model may then. One word of an
+    answer says too little of where in the clip to listen. Belongs to training alone.
+    """
+
+    def __init__(self, size: int, num_emotions: int) -> None:
+        super().__init__()
+        self.changed = nn.Linear(size, 1)
+        self.emotion = nn.Linear(size, num_emotions)
+
+    def forward(
+        self, audio: Sequence[Tensor], turns: Sequence[Sequence[Turn]], emotions: Sequence[int | None]
+    ) -> Tensor:
+        """audio: [n, D] of each clip, four frames a row. Mean over rows in turns, and over known emotions."""
+        labels = torch.cat([turn_labels(len(rows), own) for rows, own in zip(audio, turns, strict=True)])
+        labels = labels.to(audio[0].device)
+        spoken = (labels != IGNORE).float()
+        judged = self.changed(torch.cat(list(audio)))[:, 0]
+        each = F.binary_cross_entropy_with_logits(judged, labels.clamp(min=0).float(), reduction="none")
+        loss = (each * spoken).sum() / spoken.sum().clamp(min=1)
+        known = [i for i, emotion in enumerate(emotions) if emotion is not None]
+        if not known:
+            return loss
+        felt = self.emotion(torch.stack([audio[i].mean(0) for i in known]))
+        return loss + F.cross_entropy(felt, torch.tensor([emotions[i] for i in known], device=felt.device))
+
+
+def turn_labels(count: int, turns: Sequence[Turn]) -> Tensor:
+    """[count] of rows of four frames each: 1 in a changed voice, 0 in the first one, IGNORE between turns."""
+    labels = torch.full((count,), IGNORE)
+    for turn in turns:
+        labels[turn.start // 4 : -(-turn.stop // 4)] = int(turn.changed)
+    return labels
 
 
 def prompt_scales(model: SpeechLLM, instructions: Sequence[Sequence[int]]) -> Tensor:

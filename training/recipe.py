@@ -9,6 +9,7 @@ from pathlib import Path
 
 from model.config import (
     BranchConfig,
+    GenerationConfig,
     LlamaConfig,
     LoraConfig,
     PromptAdapterConfig,
@@ -51,20 +52,20 @@ class Recipe:
     two_stages: false for an ablation; all tasks and the prompt-aware adapter are then there from `single` on.
     """
 
-    name: str = "wavllm-small-preview"
+    name: str = "wavllm-small"
     seed: int = 20261125
-    num_clips: int = 16_384
+    num_clips: int = 49_152
     num_validation_clips: int = 256
     shard_clips: int = 128
     augmented: float = 0.4
     window_seconds: int = 10
     vocab_size: int = 2048
     copy: StageBudget = field(default_factory=lambda: StageBudget(1200, 32, 1, 2e-3))
-    language: StageBudget = field(default_factory=lambda: StageBudget(2000, 12, 5, 1.5e-3))
+    language: StageBudget = field(default_factory=lambda: StageBudget(5000, 12, 5, 1.5e-3))
     acoustic: StageBudget = field(default_factory=lambda: StageBudget(2500, 24, 1, 2e-3))
-    align: StageBudget = field(default_factory=lambda: StageBudget(1500, 48, 1, 3e-3))
-    single: StageBudget = field(default_factory=lambda: StageBudget(700, 12, 5, 2e-3))
-    joint: StageBudget = field(default_factory=lambda: StageBudget(200, 20, 1, 6e-4))
+    align: StageBudget = field(default_factory=lambda: StageBudget(2400, 48, 1, 3e-3))
+    single: StageBudget = field(default_factory=lambda: StageBudget(1700, 12, 5, 2e-3))
+    joint: StageBudget = field(default_factory=lambda: StageBudget(1000, 20, 1, 6e-4))
     single_share: float = 0.45
     ctc: float = 0.3
     use_prompt_adapter: bool = True
@@ -91,7 +92,7 @@ class Recipe:
     def large(cls) -> Recipe:
         """For one GPU in under 25 minutes: more clips, larger batches, more steps."""
         return cls(
-            num_clips=24_576,
+            num_clips=49_152,
             copy=StageBudget(3000, 256, 1, 2e-3),
             language=StageBudget(6000, 96, 5, 1.5e-3),
             acoustic=StageBudget(3000, 96, 1, 1.5e-3),
@@ -130,6 +131,7 @@ class Recipe:
             ),
             lora=LoraConfig(16),
             prompt_adapter=PromptAdapterConfig(128),
+            generation=GenerationConfig(max_repeats=5),
             name=self.name,
             window_seconds=self.window_seconds,
         )

@@ -81,14 +81,14 @@ def single(run: Run) -> None:
     """Stage 1."""
     kind = SingleStage if run.recipe.two_stages else OneStage
     stage = kind(*_listening(run, ("language", "acoustic", "align")))
-    _keep_alignment(stage, run, "align")
+    _keep_losses(stage, run, "align")
     train(stage, run.state)
 
 
 def joint(run: Run) -> None:
     """Stage 2."""
     stage = JointStage(*_listening(run, ("language", "acoustic", "align", "single")))
-    _keep_alignment(stage, run, "single")
+    _keep_losses(stage, run, "single")
     train(stage, run.state)
 
 
@@ -98,10 +98,11 @@ def _listening(run: Run, before: tuple[str, ...]) -> tuple[SpeechLLM, Encoder, R
     return model, encoder, run.recipe, Dataset(run.state, "train", config.wavlm)
 
 
-def _keep_alignment(stage: ListeningStage, run: Run, before: str) -> None:
-    """The alignment loss has weights of its own, which are no part of the network."""
+def _keep_losses(stage: ListeningStage, run: Run, before: str) -> None:
+    """Two losses have weights of their own, which are no part of the network."""
     weights = read(run.state, before)["weights"]
-    put(stage.trained, {name: value for name, value in weights.items() if name.startswith("align.")})
+    kept = {name: value for name, value in weights.items() if name.startswith(("align.", "voices."))}
+    put(stage.trained, kept)
 
 
 def export(run: Run, output: Path) -> None:

@@ -1,11 +1,11 @@
 -- Once a second asks every replica for GET /v1/load, and weighs it by what waits there: from 256 for an empty
 -- queue to 1. That also shows what other balancers and direct clients sent. A replica that does not answer keeps
 -- its weight; whether it gets requests at all is the health check's business.
--- Where the servers have API keys, WAVLLM_API_KEY holds one of them.
+-- Where the servers have API keys, WAVLLM_API_KEY holds them as they get them, separated by commas; one will do.
 
 local PERIOD_MS = 1000
 local TIMEOUT_MS = 900
-local KEY = os.getenv("WAVLLM_API_KEY") or ""
+local KEY = (os.getenv("WAVLLM_API_KEY") or ""):match("[^,%s]+") or ""
 
 local function weight_of(body)
     local waiting = tonumber(body:match('"num_requests_waiting"%s*:%s*(%d+)'))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import psutil
 import torch
 
 from model.checkpoint import load_model
@@ -17,6 +16,7 @@ from model.tokenizer import Tokenizer
 from server.engine.core import EngineCore
 from server.engine.factory import Progress
 from server.engine.intake import Intake
+from server.engine.memory import free_bytes
 from server.engine.pages import PagePool
 from server.engine.result_cache import ResultCache
 from server.engine.runner import Runner
@@ -68,6 +68,8 @@ def build_core(config: EngineConfig, progress: Progress | None = None) -> Engine
     core = assemble(config, model, tokenizer, measure(config, model))
     core.runner.threads = pace.threads
     step_ms = config.encoder_step_ms or (10.0 if device.type == "cuda" else 100.0)
+    core.encoding.slice_s = step_ms / 1e3
+    core.scheduler.limits.prefill_beside = pace.prefill_budget(step_ms / 2e3)
     core.scheduler.limits.encode_seconds = pace.encode_budget(step_ms / 1e3, model.config.window_seconds)
     return core
 
@@ -134,7 +136,7 @@ def measure(config: EngineConfig, model: SpeechLLM) -> Sizes:
     longest = math.ceil(llama.max_position_embeddings / config.page_size)
     if config.num_pages is not None:
         return Sizes(batch_size, batch_tokens, config.num_pages)
-    free = torch.cuda.mem_get_info(model.device)[0] if on_gpu else psutil.virtual_memory().available
+    free = torch.cuda.mem_get_info(model.device)[0] if on_gpu else free_bytes()
     share = config.kv_cache_fraction or (0.85 if on_gpu else 0.3)
     page_bytes = KVCache.bytes_per_page(llama, config.page_size, model.dtype)
     num_pages = min(int(free * share) // page_bytes, longest * batch_size)

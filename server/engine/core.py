@@ -11,11 +11,11 @@ import threading
 import time
 from collections import deque
 
-import numpy as np
-import numpy.typing as npt
+from torch import Tensor
 
 from model.tokenizer import Tokenizer
 from server.engine.detokenizer import Detokenizer
+from server.engine.encoding import Encoding, Waveform
 from server.engine.intake import Intake
 from server.engine.runner import Results, Runner
 from server.engine.scheduler import Batch, Scheduler
@@ -40,7 +40,6 @@ from server.types import (
 
 logger = logging.getLogger(__name__)
 
-Waveform = npt.NDArray[np.float32]
 FAILED = "the engine failed on this request"
 
 
@@ -53,6 +52,7 @@ class EngineCore:
         self.info = info
         self.scheduler = scheduler
         self.runner = runner
+        self.encoding = Encoding(runner)
         self._intake = intake
         self._tokenizer = tokenizer
         self._inbox: deque[tuple[Sequence, Waveform | None] | str] = deque()
@@ -60,7 +60,6 @@ class EngineCore:
         self._waveforms: dict[str, Waveform] = {}
         self._detokenizers: dict[str, Detokenizer] = {}
         self._events: list[Event] = []
-        self._planned: Batch | None = None
         self._num_steps = 0
         self._is_checked = True
 
@@ -119,20 +118,16 @@ class EngineCore:
         return False
 
     def step(self) -> StepOutput:
-        """One turn: take the inbox, end what is overdue, schedule, compute, commit.
-
-        A batch with clips to encode is told of first and computed in the next turn: the pass may take
-        seconds, in which its requests would seem to wait still.
-        """
+        """One turn: take the inbox, end what is overdue, schedule, encode for a while, compute, commit."""
         self._num_steps += 1
         self._is_checked = False
-        batch, self._planned = self._planned, None
-        if batch is None:
-            batch = self._plan()
-            if batch.encode:
-                self._planned = batch
-                return self._output()
-        self._compute(batch)
+        batch = self._plan()
+        self._encode(batch.encode, share=0.5 if batch.prefills and batch.decodes else 1.0)
+        # A clip that failed may have ended the only request that an instruction was to be read for.
+        batch.prefills = [chunk for chunk in batch.prefills if chunk.owner.pages]
+        if batch.prefills or batch.decodes:
+            self._commit(batch, self._forward(batch))
+        self._drop_unwanted_clips()
         self.runner.forget(*self.scheduler.evict())
         return self._output()
 
@@ -142,18 +137,12 @@ class EngineCore:
         self._take_inbox()
         for sequence in self.scheduler.expired(now):
             self._fail(sequence, DeadlineExceeded("the request's deadline passed before it was answered"))
-        batch = self.scheduler.schedule(now)
-        if not batch and self.scheduler.has_work:
+        self._drop_unwanted_clips()
+        batch = self.scheduler.schedule(now, self.encoding.keys)
+        if not batch and not self.encoding.keys and self.scheduler.has_work:
             raise RuntimeError("the scheduler found nothing to do for live requests")
         self._publish_stages()
         return batch
-
-    def _compute(self, batch: Batch) -> None:
-        self._encode(batch.encode)
-        # A clip that failed may have ended the only request that an instruction was to be read for.
-        batch.prefills = [chunk for chunk in batch.prefills if chunk.owner.pages]
-        if batch.prefills or batch.decodes:
-            self._commit(batch, self._forward(batch))
 
     def close(self) -> None:
         """Let go of the tensors; the core must not be used again."""
@@ -166,6 +155,8 @@ class EngineCore:
         assert set(self._detokenizers) == live, "detokenizers differ from live requests"
         assert set(self._waveforms) <= live, "waveforms of ended requests"
         self.runner.check_integrity(self.scheduler)
+        keys = self.encoding.keys
+        assert not keys or set(keys) & set(self.scheduler.clips.pending), "encoding what nobody wants"
 
     # The parts of a step.
 
@@ -186,36 +177,46 @@ class EngineCore:
             )
             self.scheduler.add(sequence)
 
-    def _encode(self, keys: list[bytes]) -> None:
-        """Encode clips together; if that fails, each alone, so that only the culprit's requests fail."""
-        if not keys:
-            return
-        begin = time.monotonic()
-        clips = {key: self._waveforms[self.scheduler.clips.waiters(key)[0].request_id] for key in keys}
-        try:
-            self.runner.encode(clips)
-            failed: dict[bytes, Exception] = {}
-        except Exception as error:  # noqa: BLE001 any failure of model code must cost its own request alone
-            failed = self._encode_one_by_one(clips, error)
-        seconds = time.monotonic() - begin
-        for key in keys:
-            for sequence in self.scheduler.clips.waiters(key):
-                sequence.timeline.encode_s = seconds
-                self._waveforms.pop(sequence.request_id, None)
-                if key in failed:
-                    self._fail(sequence, EngineError(FAILED))
-            if key not in failed:
-                self.scheduler.commit_clip(key)
+    def _encode(self, keys: list[bytes], share: float) -> None:
+        """Begin a pass over these clips, if there are any, and go on with the one under way for a slice.
 
-    def _encode_one_by_one(self, clips: dict[bytes, Waveform], error: Exception) -> dict[bytes, Exception]:
-        self._note_failure("encoding", error)
-        failed: dict[bytes, Exception] = {}
-        for key, waveform in clips.items():
-            try:
-                self.runner.encode({key: waveform})
-            except Exception as alone:  # noqa: BLE001 see _encode
-                failed[key] = alone
-        return failed
+        share: of the slice; half of it where a prefill takes the other half. If a pass fails, its clips are
+        encoded alone, so that only the culprit's requests fail.
+        """
+        encoding = self.encoding
+        if keys:
+            waiting = {key: self.scheduler.clips.waiters(key)[0].request_id for key in keys}
+            encoding.begin({key: self._waveforms[name] for key, name in waiting.items()})
+        try:
+            encoded = encoding.advance(share)
+        except Exception as error:  # noqa: BLE001 any failure of model code must cost its own request alone
+            self._note_failure("encoding", error)
+            for key in encoding.fail():
+                self._fail_clip(key)
+            return
+        for key, embeddings in encoded.items():
+            self._keep_clip(key, embeddings)
+        if encoded:
+            encoding.end()
+
+    def _keep_clip(self, key: bytes, embeddings: Tensor) -> None:
+        """A clip is encoded; nobody may want it any more."""
+        if not self.scheduler.clips.is_pending(key):
+            return
+        self.runner.keep_clip(key, embeddings)
+        for sequence in self.scheduler.clips.waiters(key):
+            sequence.timeline.encode_s = self.encoding.seconds
+            self._waveforms.pop(sequence.request_id, None)
+        self.scheduler.commit_clip(key)
+
+    def _fail_clip(self, key: bytes) -> None:
+        if self.scheduler.clips.is_pending(key):
+            for sequence in self.scheduler.clips.waiters(key):
+                self._fail(sequence, EngineError(FAILED))
+
+    def _drop_unwanted_clips(self) -> None:
+        """A clip that nobody waits for any more need not be encoded to the end."""
+        self.encoding.drop(lambda key: not self.scheduler.clips.is_pending(key))
 
     def _forward(self, batch: Batch) -> Results:
         """One forward for everything; if that fails, each part alone. Drops what fails from the batch."""

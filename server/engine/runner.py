@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass, field
 
@@ -12,11 +13,14 @@ import torch
 from torch import Tensor
 
 from model.llama import DecodeRows, FlatBatch, PrefillSpan
-from model.sampling import SamplingRow, sample
+from model.pieces import Pieces
+from model.sampling import SamplingRow, is_looping, sample
 from model.speech_llm import SpeechLLM
 from server.engine.scheduler import Chunk, Scheduler
 from server.engine.sequence import AdapterPass, Sequence
 from server.types import EncoderRun
+
+Waveform = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,23 +55,59 @@ class Runner:
         self._scales: dict[bytes, Tensor] = {}
         self._no_scale = torch.zeros(model.config.llama.hidden_size, dtype=model.dtype, device=model.device)
 
-    def encode(self, clips: dict[bytes, npt.NDArray[np.float32]]) -> None:
-        """Encode waveforms [T] float32 at 16 kHz in one batch and keep their embeddings by key."""
-        model = self.model
+    def encoding(self, clips: Mapping[bytes, Waveform]) -> Pieces[dict[bytes, Tensor]]:
+        """Waveforms [T] float32 at 16 kHz -> their embeddings [n, D], in one batch, piece by piece."""
+        encoder = self.model.audio_encoder
+        features = []
+        for wave in clips.values():
+            features.append(self.model.clip_features(torch.from_numpy(wave)))
+            yield
+        whisper = yield from self._timed("whisper", encoder.encode_whisper(features))
+        wavlm = yield from self._timed("wavlm", encoder.encode_wavlm(features))
+        fused = [encoder.fuse(*pair) for pair in zip(whisper, wavlm, strict=True)]
+        self._synchronize()
+        return dict(zip(clips, fused, strict=True))
+
+    @torch.inference_mode()
+    def advance(self, encoding: Pieces[dict[bytes, Tensor]], budget_s: float) -> dict[bytes, Tensor] | None:
+        """Go on with a pass until its next piece would end past the budget. Returns its result at the end.
+
+        At least one piece is computed, and each is taken to last as long as the longest before.
+        """
         _use_threads(self.threads.encode)
-        with torch.inference_mode():
-            features = [model.clip_features(torch.from_numpy(wave)) for wave in clips.values()]
+        begin = now = time.perf_counter()
+        longest_s = 0.0
+        while now == begin or now - begin + longest_s <= budget_s:
+            try:
+                next(encoding)
+            except StopIteration as end:
+                embeddings: dict[bytes, Tensor] = end.value
+                return embeddings
+            self._synchronize()
+            before, now = now, time.perf_counter()
+            longest_s = max(longest_s, now - before)
+        return None
+
+    def keep_clip(self, key: bytes, embeddings: Tensor) -> None:
+        """Embeddings [n, D] of a clip, until it is forgotten."""
+        self._clips[key] = embeddings
+
+    def _timed(self, branch: str, pieces: Pieces[list[Tensor]]) -> Pieces[list[Tensor]]:
+        """The same pieces; their time is told as one run of `branch`."""
+        seconds = 0.0
+        while True:
             begin = time.perf_counter()
-            whisper = model.audio_encoder.encode_whisper(features)
+            try:
+                next(pieces)
+            except StopIteration as end:
+                result: list[Tensor] = end.value
+                self._synchronize()
+                seconds += time.perf_counter() - begin
+                self._encoder_runs.append(EncoderRun(branch, seconds, len(result)))
+                return result
             self._synchronize()
-            middle = time.perf_counter()
-            wavlm = model.audio_encoder.encode_wavlm(features)
-            fused = [model.audio_encoder.fuse(*pair) for pair in zip(whisper, wavlm, strict=True)]
-            self._synchronize()
-            end = time.perf_counter()
-        self._clips.update(zip(clips, fused, strict=True))
-        self._encoder_runs.append(EncoderRun("whisper", middle - begin, len(clips)))
-        self._encoder_runs.append(EncoderRun("wavlm", end - middle, len(clips)))
+            seconds += time.perf_counter() - begin
+            yield
 
     def forget(self, clips: Rows[bytes], scales: Rows[bytes]) -> None:
         """Drop tensors that the scheduler evicted."""
@@ -228,7 +268,8 @@ class Runner:
         tokens = sample(logits, rows)
         for sequence, token, good in zip(ends, tokens, finite, strict=True):
             if good:
-                results.tokens[sequence] = token
+                looping = is_looping(sequence.generated, self.model.config.generation)
+                results.tokens[sequence] = self.eos_id if looping else token
             else:
                 results.broken.append(sequence)
         return results

@@ -3,8 +3,8 @@
 Rules:
   - First come, first served. Only the oldest `2 * max_batch_size` requests are active, that is, may ask for
     their clip to be encoded and their instruction to be read; the others wait untouched.
-  - Between two decode steps at most one encoder micro-batch (bounded in audio seconds) and one batch of
-    prefill chunks (bounded in tokens), so long clips and prompts never stall running streams.
+  - Between two decode steps at most a slice of an encoder pass and one batch of prefill chunks (bounded in
+    tokens), so long clips and prompts never stall running streams.
   - When pages run out, the youngest holder gives way and is recomputed later. A prefill may push out only
     younger ones, so the oldest request that has a place always makes progress.
 """
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 
 from server.engine.pages import OutOfPages, PagePool
@@ -54,12 +54,14 @@ class Batch:
 class SchedulerLimits:
     """max_batch_size: sequences that hold pages at once. max_batch_tokens: tokens of one forward.
 
-    encode_seconds: audio seconds of one encoder micro-batch (a longer clip goes alone); set once measured.
+    encode_seconds: audio seconds of one encoder micro-batch (a longer clip goes alone). prefill_beside:
+    tokens prefilled in a step in which answers go on; None for all that fit. Both are set once measured.
     """
 
     max_batch_size: int
     max_batch_tokens: int
     encode_seconds: float = 30.0
+    prefill_beside: int | None = None
 
     def __post_init__(self) -> None:
         if self.max_batch_tokens <= self.max_batch_size:
@@ -160,13 +162,16 @@ class Scheduler:
 
     # One step.
 
-    def schedule(self, now: float) -> Batch:
-        """What to compute next. An empty batch means that nothing is live."""
+    def schedule(self, now: float, encoding: Collection[bytes] = ()) -> Batch:
+        """What to compute next. encoding: clips of the pass under way, before whose end no other begins.
+
+        An empty batch without such a pass means that nothing is live.
+        """
         self._activate()
-        batch = Batch(encode=self._pick_clips())
+        batch = Batch(encode=[] if encoding else self._pick_clips())
         batch.decodes = self._pick_decodes()
         self._pick_prefills(batch)
-        self._mark_stages(batch, now)
+        self._mark_stages(batch, encoding, now)
         return batch
 
     def take_stage_changes(self) -> list[tuple[Sequence, Stage]]:
@@ -274,6 +279,8 @@ class Scheduler:
     def _pick_prefills(self, batch: Batch) -> None:
         """Chunks in order of arrival, as far as the token budget goes."""
         budget = self.limits.max_batch_tokens - len(batch.decodes)
+        if batch.decodes and self.limits.prefill_beside is not None:
+            budget = min(budget, self.limits.prefill_beside)
         for owner in self._oldest_first(len(batch.decodes)):
             budget -= self._pick_chunk(owner, budget, batch)
             if budget <= 0:
@@ -382,8 +389,8 @@ class Scheduler:
 
     # Stages.
 
-    def _mark_stages(self, batch: Batch, now: float) -> None:
-        for key in batch.encode:
+    def _mark_stages(self, batch: Batch, encoding: Collection[bytes], now: float) -> None:
+        for key in (*batch.encode, *filter(self.clips.is_pending, encoding)):
             for sequence in self.clips.waiters(key):
                 self._enter(sequence, Stage.ENCODING, now)
         for chunk in batch.prefills:

@@ -13,9 +13,10 @@ from model.config import SAMPLE_RATE
 from server.engine.core import EngineCore
 from server.engine.runner import Threads
 from server.errors import EngineError
-from server.types import Failed, GenerateRequest, SamplingParams
+from server.types import Accepted, Delta, Failed, GenerateRequest, SamplingParams
 
 ANSWER_TOKENS = 8
+FEWEST_TOKENS = 16
 BIG_STEP_S = 0.05
 """A decode step so long is all arithmetic: threads help for certain, and another turn would cost seconds."""
 WORTH_IT = 0.8
@@ -25,23 +26,29 @@ shared one each barrier waits for a core."""
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """Seconds of one encoder pass and of one decode step (median), as one answer showed them."""
+    """One answer's seconds of encoder pass and of a decode step (median), its prompt tokens a second."""
 
     encode_s: float
     step_s: float
+    prefill_rate: float
 
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """encode_s: seconds to encode one window. threads: the counts that were measured best."""
+    """encode_s: seconds to encode one window. prefill_rate: tokens a second. threads: the best counts."""
 
     encode_s: float
+    prefill_rate: float
     threads: Threads
 
     def encode_budget(self, step_s: float, window_seconds: int) -> float:
         """Seconds of audio, in whole encoder windows and at least one, that fit a pass of `step_s`."""
         windows = max(1, int(step_s / self.encode_s)) if self.encode_s else 1
         return windows * float(window_seconds)
+
+    def prefill_budget(self, seconds: float) -> int:
+        """Prompt tokens that fit into so many seconds; a few at least, or a prompt would take for ever."""
+        return max(FEWEST_TOKENS, int(seconds * self.prefill_rate))
 
 
 def warm_up(core: EngineCore, merged_prompt: str | None) -> Pace:
@@ -51,7 +58,7 @@ def warm_up(core: EngineCore, merged_prompt: str | None) -> Pace:
     take_turn(core, prompt, 0, most)
     full = take_turn(core, prompt, 1, most)
     if most == 1 or core.runner.model.device.type != "cpu" or full.step_s > BIG_STEP_S:
-        return Pace(full.encode_s, Threads(most, most))
+        return Pace(full.encode_s, full.prefill_rate, Threads(most, most))
     return choose(full, take_turn(core, prompt, 2, 1), most)
 
 
@@ -59,7 +66,11 @@ def choose(full: Turn, single: Turn, most: int) -> Pace:
     """full: a turn with `most` threads, single: one with one. Encoding and forwards choose for themselves."""
     encode = most if full.encode_s < WORTH_IT * single.encode_s else 1
     forward = most if full.step_s < WORTH_IT * single.step_s else 1
-    return Pace(full.encode_s if encode == most else single.encode_s, Threads(encode, forward))
+    return Pace(
+        full.encode_s if encode == most else single.encode_s,
+        full.prefill_rate if forward == most else single.prefill_rate,
+        Threads(encode, forward),
+    )
 
 
 def take_turn(core: EngineCore, prompt: str, number: int, threads: int) -> Turn:
@@ -69,14 +80,17 @@ def take_turn(core: EngineCore, prompt: str, number: int, threads: int) -> Turn:
     noise = 0.1 * np.random.default_rng(number).standard_normal(seconds * SAMPLE_RATE, dtype=np.float32)
     sampling = SamplingParams(ANSWER_TOKENS)
     events = list(core.submit(GenerateRequest("warm-up", prompt, noise, bytes([number]) * 32, sampling)))
-    encode_s, steps = 0.0, []
+    encode_s, first_s, steps = 0.0, 0.0, []
     while core.wait(0.0):
         begin = time.perf_counter()
         output = core.step()
         steps.append(time.perf_counter() - begin)
         encode_s += sum(run.seconds for run in output.encoder_runs)
         events += output.events
+        if not first_s and any(isinstance(event, Delta) for event in output.events):
+            first_s = sum(steps)
     failures = [event.error for event in events if isinstance(event, Failed)]
     if failures:
         raise EngineError(f"warm-up failed: {failures[0].message}") from failures[0]
-    return Turn(encode_s, statistics.median(steps))
+    prompt_tokens = sum(event.prompt_tokens for event in events if isinstance(event, Accepted))
+    return Turn(encode_s, statistics.median(steps), prompt_tokens / max(first_s - encode_s, 1e-6))

@@ -71,8 +71,10 @@ def test_python(server: ServerProcess, block: str) -> None:
 
 
 def test_the_rest_are_known_and_each_is_tested_somewhere() -> None:
-    others = {block.strip().splitlines()[0].split()[0] for block in BLOCKS["sh"] if "curl" not in block}
-    assert others == {"make", ".venv/bin/wavllm", "wavllm"}
+    """`make`'s are what this set runs under; conversion, evaluation and benchmark have tests below."""
+    others = [block.split()[:2] for block in BLOCKS["sh"] if "curl" not in block]
+    kinds = {first if first == "make" else second for first, second in others}
+    assert kinds == {"make", "ask", "convert", "export", "eval", "bench"}
 
 
 def test_ask() -> None:
@@ -81,7 +83,7 @@ def test_ask() -> None:
 
 
 def test_convert_and_export(golden_model: Path, tmp_path: Path) -> None:
-    published, adapter = [block for block in BLOCKS["sh"] if "wavllm convert" in block]
+    published, adapter = [block for block in BLOCKS["sh"] if ".venv/bin/wavllm convert" in block]
     base = make_hf_llama(golden_model, tmp_path / "base")
     swaps = {
         "--device cuda": "--print-config",
@@ -92,7 +94,7 @@ def test_convert_and_export(golden_model: Path, tmp_path: Path) -> None:
         "models/mine": f"{tmp_path}/mine",
         "my-adapter": f"{tmp_path}/adapter",
         "Llama-2-7b-hf": str(base),
-        "wavllm ": f"{CONSOLE_SCRIPT} ",
+        ".venv/bin/wavllm ": f"{CONSOLE_SCRIPT} ",
     }
     for block in (published, adapter):
         script = block
@@ -100,6 +102,31 @@ def test_convert_and_export(golden_model: Path, tmp_path: Path) -> None:
             script = script.replace(shown, here)
         shell(script)
     assert (tmp_path / "mine" / "config.json").is_file()
+
+
+def test_eval(golden_model: Path, server: ServerProcess, tmp_path: Path) -> None:
+    """Both lines, on a manifest of one clip; only what the files are called differs."""
+    (block,) = [block for block in BLOCKS["sh"] if "wavllm eval" in block]
+    row = f"1\t{ROOT / GOLDEN / 'audio' / 'kitchen.wav'}\tWhat is said?\tNothing.\n"
+    for name in ("asr.tsv", "gaokao.tsv"):
+        (tmp_path / name).write_text("id\taudio\tprompt\ttgt_text\n" + row, encoding="utf-8")
+    script = local(block, server).replace(".venv/bin/wavllm", str(CONSOLE_SCRIPT))
+    swaps = {"models/wavllm": str(golden_model), " --device cuda": "", "gaokao --": f"{ROOT} --"}
+    for shown, here in swaps.items():
+        assert shown in script
+        script = script.replace(shown, here)
+    shell(f"cd {tmp_path}\n{script}")
+    assert len(list(tmp_path.glob("eval-results/*/*.json"))) >= 2
+
+
+def test_bench(server: ServerProcess, tmp_path: Path) -> None:
+    """With fewer requests than the command shows, and this server's address."""
+    (block,) = [block for block in BLOCKS["sh"] if "wavllm bench" in block]
+    script = block.strip().replace(".venv/bin/wavllm", str(CONSOLE_SCRIPT))
+    fewer = f"--num-requests 6 --warmup 0 --max-tokens 4 --server {server.url}"
+    printed = shell(f"cd {tmp_path}\n{script} {fewer}")
+    assert "goodput" in printed
+    assert list(tmp_path.glob("bench-results/*/results.json"))
 
 
 def test_flags_that_the_readme_names_exist() -> None:

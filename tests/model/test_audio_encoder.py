@@ -12,10 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from model import audio_encoder
-from model.audio_encoder import AudioEncoder, WavLMTransformer, build_wavlm
+from model import pieces, wavlm_encoder
+from model.audio_encoder import AudioEncoder
 from model.audio_features import AudioFeatures
 from model.config import SpeechLLMConfig, WavLMEncoderConfig, subsampled_length
+from model.pieces import finish
+from model.wavlm_encoder import WavLMFrontEnd, WavLMTransformer, build_wavlm
+from model.whisper_encoder import encode_windows
 from tests.model.random_weights import noise_clip, randomize, small_config
 
 BASE = small_config().wavlm
@@ -56,13 +59,13 @@ def front_end(wavlm: torch.nn.Module, wave: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("chunk", [1, 7, 49, 50, 512])
 @torch.no_grad()
 def test_wavlm_gives_the_hidden_states_of_transformers(monkeypatch, config, chunk) -> None:
-    monkeypatch.setattr(audio_encoder, "QUERY_CHUNK", chunk)
+    monkeypatch.setattr(wavlm_encoder, "QUERY_CHUNK", chunk)
     wavlm = build_exact(config)
     for seconds in (0.025, 0.1, 1.01, 2.0):
         wave = noise_clip(seconds).double()
         expected = wavlm(wave[None], output_hidden_states=True)
         hidden = front_end(wavlm, wave)[None]
-        states = WavLMTransformer(wavlm)(hidden, [hidden.shape[1]])
+        states = finish(WavLMTransformer(wavlm)(hidden, [hidden.shape[1]]))
         assert len(states) == config.num_hidden_layers + 1
         for state, reference in zip(states, hidden_states(expected), strict=True):
             assert torch.allclose(state, reference, rtol=0, atol=1e-10)
@@ -75,24 +78,64 @@ def test_wavlm_past_the_farthest_bucket(config) -> None:
     wave = noise_clip(12.3).double()
     expected = hidden_states(wavlm(wave[None], output_hidden_states=True))
     hidden = front_end(wavlm, wave)[None]
-    assert hidden.shape[1] > audio_encoder.QUERY_CHUNK
-    for state, reference in zip(WavLMTransformer(wavlm)(hidden, [hidden.shape[1]]), expected, strict=True):
+    assert hidden.shape[1] > wavlm_encoder.QUERY_CHUNK
+    states = finish(WavLMTransformer(wavlm)(hidden, [hidden.shape[1]]))
+    for state, reference in zip(states, expected, strict=True):
         assert torch.allclose(state, reference, rtol=0, atol=1e-10)
 
 
 @VARIANTS
 @torch.no_grad()
 def test_wavlm_rows_of_a_padded_batch_equal_the_rows_alone(monkeypatch, config) -> None:
-    monkeypatch.setattr(audio_encoder, "QUERY_CHUNK", 16)
+    monkeypatch.setattr(wavlm_encoder, "QUERY_CHUNK", 16)
     wavlm = build_exact(config)
     rows = [front_end(wavlm, noise_clip(s, seed=i).double()) for i, s in enumerate((1.5, 0.025, 0.62, 1.02))]
     lengths = [len(row) for row in rows]
     padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=1e3)
-    together = WavLMTransformer(wavlm)(padded, lengths)
+    together = finish(WavLMTransformer(wavlm)(padded, lengths))
     for i, (row, length) in enumerate(zip(rows, lengths, strict=True)):
-        alone = WavLMTransformer(wavlm)(row[None], [length])
+        alone = finish(WavLMTransformer(wavlm)(row[None], [length]))
         for state, reference in zip(together, alone, strict=True):
             assert torch.allclose(state[i, :length], reference[0], rtol=0, atol=1e-10)
+
+
+@VARIANTS
+@pytest.mark.parametrize("flops", [1.0, 3e6, 4e7])
+@torch.no_grad()
+def test_wavlm_in_pieces_of_any_size_is_the_whole(monkeypatch, config, flops) -> None:
+    """Convolutions, GroupNorm over the clip, positions, projections, attention: wherever they are cut."""
+    wavlm = build_exact(config)
+    monkeypatch.setattr(pieces, "CPU_FLOPS", flops)
+    for seconds in (0.025, 0.3, 1.234):
+        wave = noise_clip(seconds).double() + 0.3  # an offset that a careless variance would lose
+        expected = hidden_states(wavlm(wave[None], output_hidden_states=True))
+        rows = finish(WavLMFrontEnd(wavlm)(wave))
+        assert torch.allclose(rows, front_end(wavlm, wave), rtol=0, atol=1e-10)
+        states = finish(WavLMTransformer(wavlm)(rows[None], [len(rows)]))
+        for state, reference in zip(states, expected, strict=True):
+            assert torch.allclose(state, reference, rtol=0, atol=1e-10)
+
+
+@torch.no_grad()
+def test_wavlm_in_pieces_keeps_to_1e_5_in_float32(monkeypatch) -> None:
+    wavlm = build_exact(BASE).float()
+    wave = noise_clip(3.0) + 0.3
+    expected = front_end(wavlm, wave)
+    monkeypatch.setattr(pieces, "CPU_FLOPS", 4e5)
+    steps = WavLMFrontEnd(wavlm)(wave)
+    assert sum(1 for _ in steps) > 20, "it was cut"
+    assert torch.allclose(finish(WavLMFrontEnd(wavlm)(wave)), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("flops", [1.0, 2e6, 1e12])
+@torch.no_grad()
+def test_whisper_in_pieces_of_any_size_is_the_whole(monkeypatch, flops) -> None:
+    config = small_config()
+    encoder, features = build_encoder(config), AudioFeatures(config)
+    log_mel = torch.cat([features(noise_clip(s, seed=i)).log_mel for i, s in enumerate((1.4, 2.0))]).double()
+    expected = encoder.whisper(log_mel).last_hidden_state
+    monkeypatch.setattr(pieces, "CPU_FLOPS", flops)
+    assert torch.allclose(finish(encode_windows(encoder.whisper, log_mel)), expected, rtol=0, atol=1e-10)
 
 
 def build_encoder(config: SpeechLLMConfig) -> AudioEncoder:
@@ -137,10 +180,10 @@ def test_windows_are_joined_end_to_end() -> None:
     config = small_config()
     encoder, features = build_encoder(config), AudioFeatures(config)
     wave = noise_clip(4.7)
-    (whole,) = encoder.encode_whisper([features(wave)])
+    (whole,) = finish(encoder.encode_whisper([features(wave)]))
     first, second, rest = (features(part) for part in wave.split(config.window_samples))
     rest = dataclasses.replace(rest, num_frames=first.num_frames)
-    parts = encoder.encode_whisper([first, second, rest])
+    parts = finish(encoder.encode_whisper([first, second, rest]))
     assert torch.allclose(whole, torch.cat(parts), rtol=0, atol=1e-9)
 
 
@@ -156,7 +199,7 @@ def test_whisper_equals_the_eager_encoder_of_transformers() -> None:
     assert clip.num_frames == 70
     # The eager attention takes its softmax in float32.
     assert torch.allclose(hidden, reference, rtol=0, atol=1e-5)
-    (out,) = encoder.encode_whisper([clip])
+    (out,) = finish(encoder.encode_whisper([clip]))
     assert torch.allclose(out, encoder.whisper_branch(hidden)[0], rtol=0, atol=1e-9)
 
 
@@ -168,7 +211,7 @@ def test_the_layer_sum_is_softmax_weighted_over_all_states() -> None:
     states = encoder.wavlm(wave.double()[None], output_hidden_states=True).hidden_states
     weights = encoder.wavlm_layer_weights.exp() / encoder.wavlm_layer_weights.exp().sum()
     mixed = sum(weight * state for weight, state in zip(weights, states, strict=True))
-    (out,) = encoder.encode_wavlm([AudioFeatures(config)(wave)])
+    (out,) = finish(encoder.encode_wavlm([AudioFeatures(config)(wave)]))
     assert torch.allclose(out, encoder.wavlm_branch(mixed)[0], rtol=0, atol=1e-9)
 
 

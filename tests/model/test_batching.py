@@ -22,6 +22,7 @@ from model.speech_llm import SpeechLLM
 from model.tiny import make_tiny
 from server.engine.build import Sizes, assemble
 from server.engine.core import EngineCore
+from server.engine.encoding import Encoding
 from server.engine.runner import Results, Runner
 from server.engine.sequence import Sequence
 from server.types import Accepted, Delta, EngineConfig, Failed, Finished, GenerateRequest, SamplingParams
@@ -55,6 +56,7 @@ class Mix:
     max_batch_size: int
     batch_tokens: int
     encode_seconds: float
+    slice_s: float
     prefix_cache: bool
     encoder_cache_mb: float
 
@@ -83,6 +85,7 @@ mixes = st.builds(
     max_batch_size=st.integers(1, 7),
     batch_tokens=st.sampled_from([1, 17, 100, 512]),
     encode_seconds=st.sampled_from([0.0, 4.0, 60.0]),
+    slice_s=st.sampled_from([0.0, 0.0, float("inf")]),
     prefix_cache=st.booleans(),
     encoder_cache_mb=st.sampled_from([0.0, 0.02, 64.0]),
 )
@@ -160,6 +163,7 @@ def build(world: World, mix: Mix) -> EngineCore:
     batch_tokens = max(mix.batch_tokens, mix.max_batch_size + 1)
     core = assemble(config, model, tokenizer, Sizes(mix.max_batch_size, batch_tokens, num_pages))
     core.runner = RecordingRunner(model, num_pages, mix.page_size)
+    core.encoding = Encoding(core.runner, mix.slice_s)
     core.scheduler.limits.encode_seconds = mix.encode_seconds
     return core
 

@@ -15,6 +15,7 @@ from model.speech_llm import SpeechLLM
 from model.tokenizer import Tokenizer
 from server.engine.build import Sizes, assemble
 from server.engine.core import EngineCore
+from server.engine.encoding import Encoding
 from server.engine.runner import Results, Runner
 from server.engine.sequence import AdapterPass
 from server.types import Delta, EngineConfig, Event, Failed, Finished, GenerateRequest, SamplingParams
@@ -29,20 +30,20 @@ SIZES = Sizes(max_batch_size=4, max_batch_tokens=64, num_pages=120)
 class FragileRunner(Runner):
     """Fails on batches that hold the bad clip, as an encoder would that a clip drives out of memory."""
 
-    def encode(self, clips) -> None:
+    def encoding(self, clips):
         if key_of(BAD) in clips:
             raise RuntimeError("no kernel for this clip")
-        super().encode(clips)
+        return (yield from super().encoding(clips))
 
 
 class OverflowingRunner(Runner):
     """One clip's embeddings are not finite, as after an overflow in half precision."""
 
-    def encode(self, clips) -> None:
-        super().encode(clips)
+    def encoding(self, clips):
+        made = yield from super().encoding(clips)
         if key_of(OVERFLOWING) in clips:
-            embeddings = self._clips[key_of(OVERFLOWING)]
-            self._clips[key_of(OVERFLOWING)] = torch.full_like(embeddings, float("nan"))
+            made[key_of(OVERFLOWING)] = torch.full_like(made[key_of(OVERFLOWING)], float("nan"))
+        return made
 
 
 def key_of(wave: np.ndarray) -> bytes:
@@ -63,6 +64,7 @@ def build(exact: SpeechLLM, tokenizer: Tokenizer) -> Build:
     def build_core(runner: type[Runner]) -> EngineCore:
         core = assemble(EngineConfig(Path(), page_size=4), exact, tokenizer, SIZES)
         core.runner = runner(exact, SIZES.num_pages, 4)
+        core.encoding = Encoding(core.runner)
         core.scheduler.limits.encode_seconds = 60.0
         return core
 

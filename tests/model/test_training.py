@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from model.checkpoint import load_model, tensor_places
 from model.checkpoint_format import ShardWriter, expected_tensors
+from model.pieces import finish
 from model.speech_llm import SpeechLLM
 from model.tokenizer import Tokenizer, train_tokenizer
 from server.types import SamplingParams
@@ -24,10 +25,13 @@ from training.corpus import PEAK, ClipRecord
 from training.dataset import Dataset, epoch_order
 from training.features import extract, wavlm_features, whisper_features
 from training.language import BLANK, CopyStage, LanguageStage, simulate
-from training.listening import SingleStage
+from training.listening import SingleStage, turns_of
 from training.loop import make_optimizer, restore, save, take_step, train, trainable
 from training.network import (
+    IGNORE,
     AlignmentLoss,
+    Turn,
+    VoiceLoss,
     answer_logits,
     answer_loss,
     audio_embeddings,
@@ -37,6 +41,7 @@ from training.network import (
     prompt_scales,
     right_answers,
     silence_wavlm,
+    turn_labels,
 )
 from training.recipe import Recipe, StageBudget, State
 from training.scripts import Line, Script
@@ -103,7 +108,7 @@ def test_cached_features_give_the_embeddings_of_serving(exact: SpeechLLM) -> Non
     clips = [exact.features(wave) for wave in waves]
     with torch.inference_mode():
         whisper = [encoder.whisper(c.log_mel.double()).last_hidden_state[0, : c.num_frames] for c in clips]
-        states, frames = encoder.wavlm_states(waves)
+        states, frames = finish(encoder.wavlm_states(waves))
         wavlm = [states[:, i, :n].transpose(0, 1) for i, n in enumerate(frames)]
         made = audio_embeddings(encoder, whisper, wavlm)
     for ours, served in zip(made, exact.encode_audio(waves), strict=True):
@@ -156,6 +161,40 @@ def test_alignment_draws_frames_to_the_embeddings() -> None:
     distance = [AlignmentLoss()([rows], [[2, 3]], embeddings)[1] for rows in (heard, heard * 3, heard + 0.5)]
     assert distance[0] < 1e-3
     assert min(distance[1:]) > 0.5
+
+
+def test_turns_are_marked_where_they_are_spoken() -> None:
+    """Of a clip that augmentation made faster, and of one that follows another clip."""
+    lines = tuple(Line(speaker, text, None) for text, speaker in (("a", 0), ("b", 1), ("c", 0)))
+    spans = ((0, 1280 * 3), (1280 * 5, 1280 * 8), (1280 * 10, 1280 * 20))
+    record = ClipRecord("x", Script("dialogue", lines, "neutral"), ("amy", "bob"), spans, 0, 12_800, False, 0)
+    none = IGNORE
+    whole = replace(record, num_samples=1280 * 20)
+    expected = [0] * 3 + [none] * 2 + [1] * 3 + [none] * 2 + [0] * 10
+    assert turn_labels(20, turns_of(whole)).tolist() == expected
+    halved = turn_labels(10, turns_of(record)).tolist()
+    assert (halved[0], halved[3], halved[-1]) == (0, 1, 0)
+    assert len(halved) == 10
+    after = turn_labels(40, turns_of(whole, frame=80, first="bob")).tolist()
+    assert after == [none] * 20 + [1] * 3 + [none] * 2 + [0] * 3 + [none] * 2 + [1] * 10
+
+
+def test_voices_are_read_off_the_audio_embeddings() -> None:
+    """Rows that show the change or the emotion are told apart; those between turns do not count."""
+    torch.manual_seed(0)
+    loss = VoiceLoss(4, 2)
+    with torch.no_grad():
+        loss.changed.weight.copy_(torch.tensor([[20.0, 0, 0, 0]]))
+        loss.changed.bias.zero_()
+        loss.emotion.weight.copy_(torch.tensor([[0, 20.0, 0, 0], [0, 0, 20.0, 0]]))
+        loss.emotion.bias.zero_()
+    audio = torch.tensor([[-1.0, 1, 0, 0], [50.0, 1, 0, 0], [1.0, 1, 0, 0]])
+    turns = [Turn(0, 4, False), Turn(8, 12, True)]
+    assert loss([audio], [turns], [0]).item() < 1e-6
+    assert loss([audio], [turns], [None]).item() < 1e-6
+    assert loss([audio], [turns], [1]).item() > 10
+    assert loss([audio.flip(0)], [turns], [None]).item() > 10
+    assert loss([audio], [[]], [None]).item() == 0
 
 
 def test_an_epoch_meets_every_clip_once() -> None:

@@ -14,9 +14,9 @@ from server.types import EngineConfig, EngineStats
 
 
 def test_threads_must_be_worth_it_for_each_kind_of_work() -> None:
-    single = Turn(encode_s=1.0, step_s=0.010)
-    assert choose(Turn(0.5, 0.009), single, 8) == Pace(0.5, Threads(encode=8, forward=1))
-    assert choose(Turn(0.9, 0.006), single, 8) == Pace(1.0, Threads(encode=1, forward=8))
+    single = Turn(encode_s=1.0, step_s=0.010, prefill_rate=100.0)
+    assert choose(Turn(0.5, 0.009, 150.0), single, 8) == Pace(0.5, 100.0, Threads(encode=8, forward=1))
+    assert choose(Turn(0.9, 0.006, 150.0), single, 8) == Pace(1.0, 150.0, Threads(encode=1, forward=8))
 
 
 @pytest.mark.parametrize(
@@ -25,13 +25,21 @@ def test_threads_must_be_worth_it_for_each_kind_of_work() -> None:
 def test_an_encoder_step_holds_whole_windows_and_at_least_one(
     encode_s: float, step_s: float, seconds: float
 ) -> None:
-    assert Pace(encode_s, Threads(1, 1)).encode_budget(step_s, 30) == seconds
+    assert Pace(encode_s, 1.0, Threads(1, 1)).encode_budget(step_s, 30) == seconds
+
+
+def test_a_prefill_beside_answers_takes_its_time_and_makes_headway() -> None:
+    pace = Pace(1.0, 2000.0, Threads(1, 1))
+    assert pace.prefill_budget(0.05) == 100
+    assert pace.prefill_budget(0.001) == 16
 
 
 def test_a_new_engine_shows_no_trace_of_the_warm_up(directory: Path) -> None:
     before = torch.get_num_threads()
     core = build_core(EngineConfig(directory))
     assert core.stats() == EngineStats()
+    assert core.encoding.slice_s == 0.1
+    assert core.scheduler.limits.prefill_beside is not None
     assert not core.runner.take_encoder_runs()
     core.check_integrity()
     torch.set_num_threads(before)

@@ -29,6 +29,7 @@ class Sizes:
     max_batch_size: int = 4
     max_batch_tokens: int = 32
     encode_seconds: float = 30.0
+    prefill_beside: int | None = None
     clip_cost: int = 10**6
     scale_cost: int = 10**6
     reuse: bool = True
@@ -105,7 +106,9 @@ class Simulation:
     def __post_init__(self) -> None:
         sizes = self.sizes
         self.scheduler = Scheduler(
-            SchedulerLimits(sizes.max_batch_size, sizes.max_batch_tokens, sizes.encode_seconds),
+            SchedulerLimits(
+                sizes.max_batch_size, sizes.max_batch_tokens, sizes.encode_seconds, sizes.prefill_beside
+            ),
             PagePool(sizes.num_pages, sizes.page_size, reuse=sizes.reuse),
             clips=ResultCache[Sequence](sizes.clip_cost),
             scales=ResultCache[Sequence](sizes.scale_cost),
@@ -169,6 +172,8 @@ class Simulation:
         assert oldest is None or oldest in owners, "the oldest that has a place must make progress"
         rows = sum(c.stop - c.start for c in batch.prefills) + len(batch.decodes)
         assert rows <= self.sizes.max_batch_tokens
+        if batch.decodes and self.sizes.prefill_beside is not None:
+            assert rows - len(batch.decodes) <= self.sizes.prefill_beside, "answers wait for a prefill"
         seconds = [self.scheduler.clips.waiters(key)[0].encode_seconds for key in batch.encode]
         assert len(seconds) <= 1 or sum(seconds) <= self.sizes.encode_seconds
 

@@ -146,8 +146,8 @@ def test_ports_are_the_defaults():
     assert {int(port) for port in re.findall(r"-p \d+:(\d+)", README)} == set(ports[:2])
 
 
-@pytest.mark.parametrize(("status", "code"), [(200, 0), (503, 1)])
-def test_the_health_check_tells_a_live_server_from_a_hung_one(status, code):
+def run_check(command, status):
+    """Exit code of a check against a server that answers so, and what it asked for."""
     asked = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -162,11 +162,20 @@ def test_the_health_check_tells_a_live_server_from_a_hung_one(status, code):
     with HTTPServer(("127.0.0.1", 0), Handler) as server:
         thread = threading.Thread(target=server.handle_request)
         thread.start()
-        environment = os.environ | {"WAVLLM_HTTP_PORT": str(server.server_port)}
-        program, *arguments = health_command()
+        # A proxy of the environment's is none of the check's business.
+        port = str(server.server_port)
+        environment = os.environ | {"WAVLLM_HTTP_PORT": port, "http_proxy": "http://127.0.0.1:9"}
+        assert command[0] == "python"
+        here = f'"127.0.0.1", {port}'
+        arguments = [argument.replace('"127.0.0.1", 8000', here) for argument in command[1:]]
         done = subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, check=False)
-        thread.join()
-    assert (program, done.returncode, asked) == ("python", code, ["/livez"])
+        thread.join(5)
+    return done.returncode, asked
+
+
+@pytest.mark.parametrize(("status", "code"), [(200, 0), (503, 1)])
+def test_the_health_check_tells_a_live_server_from_a_hung_one(status, code):
+    assert run_check(health_command(), status) == (code, ["/livez"])
 
 
 def test_the_health_check_asks_a_route_of_the_server():
@@ -200,10 +209,26 @@ def test_compose_waits_for_the_drain(file):
         drain_s, shutdown_s = (
             float(words[words.index(flag) + 1]) for flag in ("--drain-delay", "--shutdown-timeout")
         )
-        grace_s = int(COMPOSE["services"][name]["stop_grace_period"].removesuffix("s"))
-        assert grace_s >= drain_s + shutdown_s + CLOSE_S
+        for stopped in (name, "balancer"):
+            grace_s = int(COMPOSE["services"][stopped]["stop_grace_period"].removesuffix("s"))
+            assert grace_s >= drain_s + shutdown_s + CLOSE_S
     needed_s = DEFAULTS["drain_delay"] + DEFAULTS["shutdown_timeout"] + CLOSE_S
     assert {int(seconds) >= needed_s for seconds in re.findall(r"--stop-timeout (\d+)", README)} == {True}
+
+
+@pytest.mark.parametrize(("status", "code"), [(200, 0), (503, 1)])
+def test_compose_takes_for_healthy_what_is_ready(status, code):
+    """So that `up --wait` returns when a replica answers, which its port alone does not show."""
+    for name in REPLICAS:
+        kind, *command = COMPOSE["services"][name]["healthcheck"]["test"]
+        assert kind == "CMD"
+        assert run_check(command, status) == (code, ["/readyz"])
+
+
+def test_compose_hands_the_keys_to_whoever_needs_them():
+    services = COMPOSE["services"]
+    keys = {services[name]["environment"]["WAVLLM_API_KEY"] for name in (*REPLICAS, "balancer")}
+    assert keys == {"${WAVLLM_API_KEY:-}"}
 
 
 def test_compose_shuts_the_replicas_in():

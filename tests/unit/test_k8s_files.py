@@ -15,20 +15,26 @@ from tests.unit.test_monitoring_files import EXPORTED
 
 BASE = Path(__file__).parents[2] / "docker" / "k8s"
 ROOT = BASE.parents[1]
-KUSTOMIZATION = yaml.safe_load((BASE / "kustomization.yaml").read_text(encoding="utf-8"))
+FOLDERS = (BASE, BASE / "monitoring")
+IMAGES = yaml.safe_load((BASE / "kustomization.yaml").read_text(encoding="utf-8"))["images"]
 VERSIONS = ("1.29", "1.32", "1.35")
 NOT_KUBERNETES_OWN = {"ServiceMonitor"}
 
 
 def resources():
-    """Everything of the base, by kind and name."""
+    """Everything of the base and of what is added to it, by kind and name."""
     found = {}
-    for name in KUSTOMIZATION["resources"]:
-        for resource in yaml.safe_load_all((BASE / name).read_text(encoding="utf-8")):
+    for path in (folder / name for folder in FOLDERS for name in listed(folder)):
+        for resource in yaml.safe_load_all(path.read_text(encoding="utf-8")):
             key = f"{resource['kind']}/{resource['metadata']['name']}"
             assert key not in found
             found[key] = resource
     return found
+
+
+def listed(folder):
+    """The files that a kustomization names."""
+    return yaml.safe_load((folder / "kustomization.yaml").read_text(encoding="utf-8"))["resources"]
 
 
 RESOURCES = resources()
@@ -45,7 +51,8 @@ def argument(flag):
 
 
 def test_the_base_is_complete():
-    assert {path.name for path in BASE.glob("*.yaml")} == {*KUSTOMIZATION["resources"], "kustomization.yaml"}
+    for folder in FOLDERS:
+        assert {path.name for path in folder.glob("*.yaml")} == {*listed(folder), "kustomization.yaml"}
     assert RESOURCES.keys() == {
         "Deployment/wavllm",
         "Service/wavllm",
@@ -54,6 +61,24 @@ def test_the_base_is_complete():
         "HorizontalPodAutoscaler/wavllm",
         "ServiceMonitor/wavllm",
     }
+
+
+def test_the_base_asks_for_nothing_that_a_plain_cluster_lacks():
+    texts = [(BASE / name).read_text(encoding="utf-8") for name in listed(BASE)]
+    kinds = {resource["kind"] for text in texts for resource in yaml.safe_load_all(text)}
+    assert not kinds & NOT_KUBERNETES_OWN
+
+
+def test_no_service_can_change_a_setting():
+    """Kubernetes would set WAVLLM_GRPC_PORT=tcp://... for a Service called wavllm-grpc."""
+    assert POD["enableServiceLinks"] is False
+
+
+def test_the_image_is_the_one_that_the_readme_builds():
+    (image,) = IMAGES
+    name = f"{CONTAINER['image']}:{image['newTag']}"
+    assert image["name"] == CONTAINER["image"]
+    assert f"-t {name} " in (ROOT / "docker" / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -106,7 +131,7 @@ def test_the_command_line_and_ports_are_the_servers():
     settings = Settings()
     expected = {"http": settings.http_port, "grpc": settings.grpc_port, "metrics": settings.metrics_port}
     assert expected == PORTS
-    (image,) = KUSTOMIZATION["images"]
+    (image,) = IMAGES
     assert image["name"] == CONTAINER["image"]
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     assert f'version = "{image["newTag"]}"' in project

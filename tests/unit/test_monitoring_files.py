@@ -114,6 +114,11 @@ def test_rules_say_what_to_do():
             assert set(re.findall(r"\$labels\.(\w+)", text)) <= {"instance"}
     jobs = {value for rule in rules() for _, label, _, value in selectors_of(rule["expr"]) if label == "job"}
     assert jobs == {job["job_name"] for job in load("prometheus/prometheus.yml")["scrape_configs"]}
+    monitor = load("k8s/monitoring/servicemonitor.yaml")
+    services = yaml.safe_load_all((DOCKER / "k8s" / "service.yaml").read_text(encoding="utf-8"))
+    wanted = monitor["spec"]["selector"]["matchLabels"].items()
+    (labels,) = [s["metadata"]["labels"] for s in services if wanted <= s["metadata"]["labels"].items()]
+    assert jobs == {labels[monitor["spec"]["jobLabel"]]}
 
 
 @pytest.mark.slow

@@ -30,6 +30,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         max_batch_size=st.integers(1, 5),
         spare_tokens=st.sampled_from([1, 2, 5, 30]),
         encode_seconds=st.sampled_from([0.0, 30.0, 65.0]),
+        prefill_beside=st.sampled_from([None, 1, 4]),
         clip_cost=st.sampled_from([0, 3, 1000]),
         scale_cost=st.sampled_from([0, 1, 1000]),
         reuse=st.booleans(),
@@ -162,6 +163,28 @@ def test_the_same_clip_and_instruction_are_computed_once_for_all() -> None:
     assert list(encoded.values()) == [1]
     assert passes == 1
     assert (sim.scheduler.clips.hits, sim.scheduler.clips.misses) == (3, 1)
+
+
+def test_no_clip_is_begun_while_a_pass_is_under_way() -> None:
+    sim = Simulation(Sizes())
+    for order in range(2):
+        sim.scheduler.add(make_sequence(order, clip=order))
+    under_way = sim.scheduler.schedule(1.0).encode
+    assert len(under_way) == 1
+    sim.scheduler.add(make_sequence(2, clip=0))
+    sim.scheduler.take_stage_changes()
+    assert not sim.scheduler.schedule(2.0, encoding=under_way).encode
+    assert [(s.order, stage) for s, stage in sim.scheduler.take_stage_changes()] == [(2, Stage.ENCODING)]
+
+
+def test_a_prompt_is_taken_in_whole_where_no_answer_waits() -> None:
+    sim = Simulation(Sizes(max_batch_tokens=32, prefill_beside=2))
+    sim.scheduler.add(make_sequence(0, left=(1,) * 20, clip=None))
+    assert [c.stop - c.start for c in sim.step().prefills] == [23]
+    sim.scheduler.add(make_sequence(1, left=(1,) * 20, clip=None))
+    batch = sim.step()
+    assert [c.stop - c.start for c in batch.prefills] == [2]
+    assert len(batch.decodes) == 1
 
 
 def test_encoder_batches_keep_within_their_seconds_but_a_long_clip_goes_alone() -> None:

@@ -1,0 +1,68 @@
+"""Long computations cut in pieces, so that a server can do something else in between.
+
+A computation is a generator that yields after each piece and returns its result. Where it is cut depends on
+shapes and the kind of device alone, never on what else runs, so a result does not depend on it either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from typing import TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+T = TypeVar("T")
+Pieces = Generator[None, None, T]
+
+CPU_FLOPS = 1e9
+"""Of one piece, about: some 10 to 30 ms on two cores, and large enough for a matrix product's full rate."""
+GPU_FLOPS = 2e12
+
+
+def finish(pieces: Pieces[T]) -> T:
+    """Run to the end at once."""
+    while True:
+        try:
+            next(pieces)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+
+
+def rows_of_a_piece(flops_per_row: float, device: torch.device) -> int:
+    """Rows that one piece computes, at least one."""
+    flops = CPU_FLOPS if device.type == "cpu" else GPU_FLOPS
+    return max(1, int(flops / flops_per_row))
+
+
+def by_rows(compute: Callable[..., Tensor], rows: int, *inputs: Tensor) -> Pieces[Tensor]:
+    """`compute` over inputs [N, ...] of equal N, `rows` of them at a time -> [N, ...]."""
+    parts = []
+    for part in zip(*(torch.split(x, rows) for x in inputs), strict=True):
+        parts.append(compute(*part))
+        yield
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def linear(layer: nn.Linear, x: Tensor) -> Pieces[Tensor]:
+    """[N, a] -> [N, b]."""
+    rows = rows_of_a_piece(2.0 * layer.in_features * layer.out_features, x.device)
+    return (yield from by_rows(layer, rows, x))
+
+
+def convolve(layer: nn.Conv1d, x: Tensor) -> Pieces[Tensor]:
+    """[B, a, T] -> [B, b, frames]: the convolution with its own zero padding, some frames at a time."""
+    kernel, stride, padding = layer.kernel_size[0], layer.stride[0], int(layer.padding[0])
+    weight = layer.weight
+    padded = F.pad(x, (padding, padding))
+    frames = (padded.shape[-1] - kernel) // stride + 1
+    step = rows_of_a_piece(2.0 * weight.numel() * len(x), x.device)
+    parts = []
+    for start in range(0, frames, step):
+        last = min(start + step, frames) - 1
+        part = padded[..., start * stride : last * stride + kernel]
+        parts.append(F.conv1d(part, weight, layer.bias, stride, groups=layer.groups))
+        yield
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)

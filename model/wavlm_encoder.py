@@ -1,0 +1,244 @@
+"""WavLM (Chen et al., 2021), cut in pieces, on transformers' own weights, with every layer's output.
+
+transformers' attention returns weights and so materialises [B * H, F, F] several times, its front end all
+samples of a clip at 512 channels; here both walk through the clip. Tested equal to WavLMModel.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import WavLMConfig, WavLMModel
+
+from model.config import WavLMEncoderConfig
+from model.pieces import Pieces, by_rows, convolve, linear, rows_of_a_piece
+
+Statistics = tuple[Tensor, Tensor]
+"""Mean and variance, [channels] each."""
+QUERY_CHUNK = 128
+"""Rows of attention at a time: its bias is one number per head and pair of frames, 1.7 GB at once for a clip
+of two minutes. On a CPU small chunks stay in its cache."""
+
+
+def build_wavlm(config: WavLMEncoderConfig) -> WavLMModel:
+    """transformers' WavLM with these sizes; no training-time masking, so no mask embedding."""
+    return WavLMModel(
+        WavLMConfig(
+            hidden_size=config.hidden_size,
+            num_hidden_layers=config.num_hidden_layers,
+            num_attention_heads=config.num_attention_heads,
+            intermediate_size=config.intermediate_size,
+            conv_dim=config.conv_dim,
+            conv_kernel=config.conv_kernel,
+            conv_stride=config.conv_stride,
+            feat_extract_norm=config.feat_extract_norm,
+            feat_extract_activation=config.feat_extract_activation,
+            conv_bias=config.conv_bias,
+            num_conv_pos_embeddings=config.num_conv_pos_embeddings,
+            num_conv_pos_embedding_groups=config.num_conv_pos_embedding_groups,
+            num_buckets=config.num_buckets,
+            max_bucket_distance=config.max_bucket_distance,
+            do_stable_layer_norm=config.do_stable_layer_norm,
+            layer_norm_eps=config.layer_norm_eps,
+            mask_time_prob=0.0,
+            mask_feature_prob=0.0,
+        )
+    )
+
+
+class WavLMFrontEnd:
+    """Convolutions and feature projection of one clip, some frames at a time.
+
+    Neighbouring pieces both compute what both their frames see. The base variant's GroupNorm alone looks at
+    the whole clip: its mean and variance are gathered in a first walk over the first convolution.
+    """
+
+    def __init__(self, wavlm: WavLMModel) -> None:
+        self._layers: list[Any] = list(wavlm.feature_extractor.conv_layers)
+        self._projection: Any = wavlm.feature_projection
+        self._is_base = wavlm.config.feat_extract_norm == "group"
+        self._kernels = wavlm.config.conv_kernel
+        self._strides = wavlm.config.conv_stride
+
+    def __call__(self, wave: Tensor) -> Pieces[Tensor]:
+        """[T] -> [F, C]."""
+        frames = _outputs(len(wave), self._kernels, self._strides)
+        step = rows_of_a_piece(self._flops_per_frame(), wave.device)
+        if frames <= step:
+            return self._compute(wave, None)
+        norm = None
+        if self._is_base:
+            norm = yield from self._statistics(wave, step * math.prod(self._strides[1:]))
+        parts = []
+        for start in range(0, frames, step):
+            part = wave[_inputs(start, min(start + step, frames), self._kernels, self._strides)]
+            parts.append(self._compute(part, norm))
+            yield
+        return torch.cat(parts)
+
+    def _flops_per_frame(self) -> float:
+        """Of all convolutions; each has as many outputs a frame as the later ones' strides multiply to."""
+        weights: list[int] = [layer.conv.weight.numel() for layer in self._layers]
+        products = [count * math.prod(self._strides[i + 1 :]) for i, count in enumerate(weights)]
+        return 2.0 * sum(products)
+
+    def _compute(self, wave: Tensor, norm: Statistics | None) -> Tensor:
+        """[t] -> [f, C]. norm: the first layer's mean and variance, if `wave` is not the whole clip."""
+        first, *others = self._layers
+        x = wave[None, None]
+        if norm is None:
+            x = first(x)
+        else:
+            affine = first.layer_norm
+            x = F.batch_norm(first.conv(x), *norm, affine.weight, affine.bias, eps=affine.eps)
+            x = first.activation(x)
+        for layer in others:
+            x = layer(x)
+        rows: Tensor = self._projection(x.transpose(1, 2))[0][0]
+        return rows
+
+    def _statistics(self, wave: Tensor, step: int) -> Pieces[Statistics]:
+        """Mean and variance [channels] of the first convolution over the clip, `step` outputs at a time."""
+        first = self._layers[0].conv
+        kernels, strides = self._kernels[:1], self._strides[:1]
+        total = _outputs(len(wave), kernels, strides)
+        mean = square = torch.zeros(first.out_channels, dtype=torch.float64, device=wave.device)
+        for start in range(0, total, step):
+            part = wave[_inputs(start, min(start + step, total), kernels, strides)]
+            x = first(part[None, None])[0]
+            own = torch.var_mean(x if x.dtype == torch.float64 else x.float(), dim=-1, correction=0)
+            variance, average = (value.double() for value in own)
+            count = x.shape[-1]
+            # Two parts' squares around their means, joined (Chan, Golub and LeVeque, 1979).
+            apart = average - mean
+            square = square + variance * count + apart.square() * (start * count / (start + count))
+            mean = mean + apart * (count / (start + count))
+            yield
+        return mean.to(wave.dtype), (square / total).to(wave.dtype)
+
+
+def _outputs(samples: int, kernels: Sequence[int], strides: Sequence[int]) -> int:
+    """Frames that unpadded convolutions leave of so many samples."""
+    for kernel, stride in zip(kernels, strides, strict=True):
+        samples = (samples - kernel) // stride + 1
+    return samples
+
+
+def _inputs(start: int, stop: int, kernels: Sequence[int], strides: Sequence[int]) -> slice:
+    """The samples that output frames start:stop see."""
+    for kernel, stride in zip(reversed(kernels), reversed(strides), strict=True):
+        start, stop = start * stride, (stop - 1) * stride + kernel
+    return slice(start, stop)
+
+
+class WavLMTransformer:
+    """The transformer over padded clips, with every layer's output."""
+
+    def __init__(self, wavlm: WavLMModel) -> None:
+        self._encoder: Any = wavlm.encoder
+        self._stable = bool(wavlm.config.do_stable_layer_norm)
+
+    def __call__(self, hidden: Tensor, lengths: Sequence[int]) -> Pieces[list[Tensor]]:
+        """hidden: [B, F, C] after the feature projection, rows padded to F. lengths: frames of each row.
+
+        Gives the layers' inputs and the last output, num_layers + 1 tensors [B, F, C].
+        """
+        encoder = self._encoder
+        frames = hidden.shape[1]
+        padding = None
+        if min(lengths) < frames:
+            ends = torch.tensor(lengths, device=hidden.device)
+            padding = torch.arange(frames, device=hidden.device) >= ends[:, None]
+            hidden = hidden.masked_fill(padding[:, :, None], 0.0)
+        hidden = hidden + (yield from self._positions(hidden))
+        if not self._stable:
+            hidden = encoder.layer_norm(hidden)
+        bias = self._relative_bias(frames)
+        states = [hidden]
+        for layer in encoder.layers:
+            hidden = yield from self._layer(layer, hidden, bias, padding)
+            states.append(hidden)
+        if self._stable:
+            states[-1] = encoder.layer_norm(hidden)
+        return states
+
+    def _positions(self, hidden: Tensor) -> Pieces[Tensor]:
+        """The positional convolution. [B, F, C] -> the same; an even kernel gives a frame too many."""
+        embed = self._encoder.pos_conv_embed
+        convolved = yield from convolve(embed.conv, hidden.transpose(1, 2))
+        positions: Tensor = embed.activation(convolved[..., : hidden.shape[1]]).transpose(1, 2)
+        return positions
+
+    def _layer(self, layer: Any, hidden: Tensor, bias: Tensor, padding: Tensor | None) -> Pieces[Tensor]:
+        """One transformer layer; normalisation after (base) or before (large) each block."""
+        read = layer.layer_norm(hidden) if self._stable else hidden
+        attended = yield from self._attend(layer.attention, read, bias, padding)
+        size, wide = hidden.shape[-1], layer.feed_forward.intermediate_dense.out_features
+        rows = rows_of_a_piece(2.0 * (size * size + 2 * size * wide), hidden.device)
+        rest = self._rest_before if self._stable else self._rest_after
+        compute = partial(rest, layer)
+        flat = yield from by_rows(compute, rows, hidden.flatten(0, 1), attended.flatten(0, 1))
+        return flat.view_as(hidden)
+
+    @staticmethod
+    def _rest_after(layer: Any, x: Tensor, attended: Tensor) -> Tensor:
+        """Rows [n, C] of the layer's input and of its attention -> its output."""
+        x = layer.layer_norm(x + layer.attention.out_proj(attended))
+        out: Tensor = layer.final_layer_norm(x + layer.feed_forward(x))
+        return out
+
+    @staticmethod
+    def _rest_before(layer: Any, x: Tensor, attended: Tensor) -> Tensor:
+        """The same for the variant that normalises first."""
+        x = x + layer.attention.out_proj(attended)
+        out: Tensor = x + layer.feed_forward(layer.final_layer_norm(x))
+        return out
+
+    def _relative_bias(self, frames: int) -> Tensor:
+        """[H, 2 * frames - 1]: the bias of relative positions 1 - frames .. frames - 1 (key minus query)."""
+        attention = self._encoder.layers[0].attention
+        offsets = torch.arange(1 - frames, frames, device=attention.rel_attn_embed.weight.device)
+        bias: Tensor = attention.rel_attn_embed(attention._relative_positions_bucket(offsets)).t()
+        return bias
+
+    def _attend(self, attention: Any, x: Tensor, bias: Tensor, padding: Tensor | None) -> Pieces[Tensor]:
+        """Gated relative attention (WavLM paper, section 3.1), without the output projection.
+
+        x: [B, F, C] -> [B, F, C]. bias: [H, 2 F - 1]. padding: [B, F] bool, keys to leave out, or None.
+        """
+        batch, frames, _ = x.shape
+        rows = x.flatten(0, 1)
+
+        def split(projected: Tensor) -> Tensor:
+            return projected.view(batch, frames, attention.num_heads, -1).transpose(1, 2)
+
+        query = split((yield from linear(attention.q_proj, rows)))
+        key = split((yield from linear(attention.k_proj, rows)))
+        value = split((yield from linear(attention.v_proj, rows)))
+        gate = self._gate(attention, split(x))
+        toeplitz = bias.unfold(1, frames, 1)
+        parts = []
+        for start in range(0, frames, QUERY_CHUNK):
+            stop = min(start + QUERY_CHUNK, frames)
+            offsets = torch.arange(frames - 1 - start, frames - 1 - stop, -1, device=x.device)
+            mask = gate[:, :, start:stop] * toeplitz[:, offsets]
+            if padding is not None:
+                mask = mask.masked_fill(padding[:, None, None], float("-inf"))
+            parts.append(F.scaled_dot_product_attention(query[:, :, start:stop], key, value, attn_mask=mask))
+            yield
+        attended: Tensor = torch.cat(parts, dim=2).transpose(1, 2).reshape(batch, frames, -1)
+        return attended
+
+    @staticmethod
+    def _gate(attention: Any, x: Tensor) -> Tensor:
+        """[B, H, F, 1]: how strongly each query takes the position bias. x: [B, H, F, d]."""
+        pairs = attention.gru_rel_pos_linear(x).unflatten(-1, (2, 4)).sum(-1).sigmoid()
+        update, reset = pairs[..., :1], pairs[..., 1:]
+        gate: Tensor = update * (reset * attention.gru_rel_pos_const - 1.0) + 2.0
+        return gate
