@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 # For example: make env PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 PIP_FLAGS ?=
 
-.PHONY: help env env-train env-ray serve test test-all test-gpu lint proto docs train lock clean
+.PHONY: help env env-train env-ray bench-env serve test test-all test-gpu lint proto docs train lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -24,13 +24,16 @@ env-train: env ## add what training needs: synthetic voices, Whisper tiny.en, fl
 env-ray: env ## add Ray Serve
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock -r requirements-ray.lock
 
+bench-env: env ## add what benchmarks/peers needs: LitServe
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock -r requirements-bench.lock
+
 TRAIN ?= --recipe cpu
 train: env-train ## train the embedded default into training/state/model (TRAIN="--recipe gpu --device cuda")
 	$(BIN)/python -m training all training/state/model $(TRAIN)
 
 lock: ## pin what is installed now into requirements.lock
 	(sed -n '/^#/p' requirements.lock; \
-	  $(BIN)/pip freeze --all --exclude-editable | grep -v '^pip==' | grep -vixFf requirements-train.lock -f requirements-ray.lock | sed 's/+cpu$$//') > requirements.lock.new
+	  $(BIN)/pip freeze --all --exclude-editable | grep -v '^pip==' | grep -vixFf requirements-train.lock -f requirements-ray.lock -f requirements-bench.lock | sed 's/+cpu$$//') > requirements.lock.new
 	mv requirements.lock.new requirements.lock
 
 serve: env ## serve the embedded default: REST on 8000, gRPC on 50051
@@ -53,7 +56,7 @@ docs: env ## write docs/api.md from /openapi.json and the proto
 test: env lint ## the default checks and tests, under 10 minutes
 	$(BIN)/pytest
 
-test-all: env-train env-ray lint ## every test that needs no GPU; installs the programs it needs where they are missing
+test-all: env-train env-ray bench-env lint ## every test that needs no GPU; installs the programs it needs where they are missing
 	for tool in curl openssl nginx haproxy prometheus chromium; do command -v $$tool >/dev/null || apt-get install -y $$tool || exit 1; done
 	command -v npm >/dev/null || apt-get install -y nodejs npm
 	$(BIN)/pytest -m 'not gpu' --no-skips

@@ -1,0 +1,106 @@
+"""Our engine and server beside what a Python team would use instead: same weights, clips and questions.
+
+    python -m benchmarks.peers [WORKLOAD ...] [--model default|middle|DIR] [--repetitions 3] [--output FOLDER]
+
+Appends a row for each workload to peers.jsonl in the folder, prints what was reached. Exits with 1 if a
+target is missed. The sizes are those of the targets unless options change them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import signal
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks import record, sizes
+from benchmarks.peers import reuse, transport, workloads
+from benchmarks.peers.arms import note
+from benchmarks.peers.questions import Shape
+from benchmarks.peers.targets import Outcome
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Workload:
+    """What measures it, how often and with which sizes unless one says otherwise."""
+
+    measure: Callable[[Path, int, Shape], Outcome]
+    repetitions: int
+    shape: Shape
+
+
+WORKLOADS = {
+    "decode": Workload(workloads.decode_against_script, workloads.REPETITIONS, workloads.SHAPE),
+    "requests": Workload(workloads.requests_against_script, workloads.REPETITIONS, workloads.SHAPE),
+    "batches": Workload(workloads.requests_against_batches, workloads.REPETITIONS, workloads.SHAPE),
+    "litserve": Workload(workloads.servers_against_litserve, workloads.REPETITIONS, workloads.SHAPE),
+    "reuse": Workload(reuse.reuse, reuse.REPETITIONS, reuse.SHAPE),
+    "transport": Workload(transport.transport, workloads.REPETITIONS, transport.SHAPE),
+}
+RESULTS = "peers"
+
+
+def table(outcomes: Sequence[Outcome]) -> str:
+    """What was reached and the figures behind it, in Markdown."""
+    lines = ["| workload | figure | median (range, repetitions) |", "|---|---|---|"]
+    for one in outcomes:
+        figures: list[tuple[str, object]] = [
+            (f"**{target.verdict(spread)}: {target}**", spread) for target, spread in one.reached.items()
+        ]
+        figures += [pair for pair in spreads_in(one.row) if not pair[0].startswith("reached: ")]
+        if agreed := one.row.get("agreement"):
+            figures.append(("answers with our token ids", f"{agreed['equal']} of {agreed['compared']}"))
+        lines += [f"| {one.row['workload']} | {name} | {figure} |" for name, figure in figures]
+    return "\n".join(lines)
+
+
+def spreads_in(row: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, record.Spread]]:
+    """All spreads of a row, by their path."""
+    for name, value in row.items():
+        if isinstance(value, record.Spread):
+            yield prefix + name, value
+        elif isinstance(value, Mapping):
+            yield from spreads_in(value, f"{prefix}{name}: ")
+
+
+def shape_of(options: argparse.Namespace, default: Shape) -> Shape:
+    """The sizes that were given, the others as they are."""
+    names = [field.name for field in dataclasses.fields(Shape)]
+    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    return dataclasses.replace(default, **given)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command's options."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("workload", nargs="*", help=f"of {', '.join(WORKLOADS)}; all unless given")
+    parser.add_argument("--model", default="middle", help=f"{' or '.join(sizes.MODELS)}, or a directory")
+    parser.add_argument("--repetitions", type=int)
+    parser.add_argument("--output", type=Path, default=record.RESULTS, help="folder of peers.jsonl")
+    for field in dataclasses.fields(Shape):
+        parser.add_argument(f"--{field.name.replace('_', '-')}", type=type(field.default))
+    return parser
+
+
+def main() -> None:
+    """Measure, write, print. SIGTERM ends it like an error, and with it the servers that it started."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    parser = make_parser()
+    options = parser.parse_args()
+    if unknown := set(options.workload) - set(WORKLOADS):
+        parser.error(f"no such workload: {', '.join(sorted(unknown))}")
+    model = sizes.open_size(options.model) if options.model in sizes.MODELS else Path(options.model)
+    outcomes = []
+    for name in options.workload or WORKLOADS:
+        note(name)
+        workload = WORKLOADS[name]
+        repetitions = options.repetitions or workload.repetitions
+        done = workload.measure(model, repetitions, shape_of(options, workload.shape))
+        record.append(RESULTS, done.row, options.output)
+        outcomes.append(done)
+    sys.stdout.write(table(outcomes) + "\n")
+    sys.exit(any(not target.is_met(spread) for one in outcomes for target, spread in one.reached.items()))
+
