@@ -178,7 +178,7 @@ class EngineCore:
             self.scheduler.add(sequence)
 
     def _encode(self, keys: list[bytes], share: float) -> None:
-        """Begin a pass over these clips, if there are any, and go on with the one under way for a slice.
+        """Begin a pass over these clips, if there are any, or go on with the one under way for a slice.
 
         share: of the slice; half of it where a prefill takes the other half. If a pass fails, its clips are
         encoded alone, so that only the culprit's requests fail.
@@ -187,6 +187,7 @@ class EngineCore:
         if keys:
             waiting = {key: self.scheduler.clips.waiters(key)[0].request_id for key in keys}
             encoding.begin({key: self._waveforms[name] for key, name in waiting.items()})
+            return  # whose clips they are is told first: the first slice may be all there is
         try:
             encoded = encoding.advance(share)
         except Exception as error:  # noqa: BLE001 any failure of model code must cost its own request alone
