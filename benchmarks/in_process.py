@@ -1,0 +1,109 @@
+"""The engine's core in this process, stepped by hand: what is timed here is what the server's child runs."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.peers import waiting
+from benchmarks.peers.questions import LIMITS
+from server.audio_decode import decode_audio
+from server.bench.types import BenchError, Question
+from server.engine.build import build_core
+from server.engine.core import EngineCore
+from server.types import (
+    Accepted,
+    DecodedAudio,
+    Delta,
+    EngineConfig,
+    Failed,
+    GenerateRequest,
+    SamplingParams,
+    StepOutput,
+)
+
+
+def compute_as_engines_do() -> int:
+    """The threads that a fresh engine's process has; they wait as its threads do.
+
+    Raises BenchError where the environment does not say how (`restart_passive` sees to it).
+    """
+    waiting.check_set()
+    return torch.get_num_threads()
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One step of the engine. seconds: all of it, scheduling and text included."""
+
+    seconds: float
+    output: StepOutput
+
+    @property
+    def num_tokens(self) -> int:
+        """Answers that got a token."""
+        return sum(isinstance(event, Delta) for event in self.output.events)
+
+
+class SteppedEngine:
+    """A warm engine with the server's own defaults. Nothing happens but in `step`.
+
+    num_threads: torch's own number, which the warm-up may have found too many for the engine.
+    """
+
+    def __init__(self, model: Path, **options: Any) -> None:
+        self.num_threads = compute_as_engines_do()
+        self.core: EngineCore = build_core(EngineConfig(model, device="cpu", dtype="float32", **options))
+        self._audio: dict[str, DecodedAudio] = {}
+        self._ids = itertools.count()
+
+    def submit(self, question: Question, num_tokens: int) -> Accepted:
+        """Queue a question. Raises BenchError if it is refused."""
+        clip = question.clip
+        if clip.name not in self._audio:
+            self._audio[clip.name] = decode_audio(clip.data, LIMITS)
+        audio = self._audio[clip.name]
+        request = GenerateRequest(
+            f"{question.id}-{next(self._ids)}",
+            question.prompt,
+            audio.waveform,
+            audio.key,
+            SamplingParams(num_tokens),
+        )
+        (answer,) = self.core.submit(request)
+        if not isinstance(answer, Accepted):
+            raise BenchError(f"refused: {answer}")
+        return answer
+
+    def step(self) -> Step:
+        """One step. Raises BenchError if it failed a request."""
+        begin = time.perf_counter()
+        output = self.core.step()
+        step = Step(time.perf_counter() - begin, output)
+        failed = [event.error for event in output.events if isinstance(event, Failed)]
+        if failed:
+            raise BenchError(f"the engine failed: {failed[0]}")
+        return step
+
+    def steps_to_the_end(self) -> list[Step]:
+        """Step until no request is left."""
+        return self.steps_until(lambda: not self.core.wait(0.0))
+
+    def steps_until(self, is_done: Callable[[], bool]) -> list[Step]:
+        """Step until the condition holds, which is asked before each step."""
+        steps = []
+        while not is_done():
+            steps.append(self.step())
+        return steps
+
+    def drop_all(self) -> None:
+        """End all requests."""
+        for sequence in self.core.scheduler.live():
+            self.core.abort(sequence.request_id)
+        self.steps_to_the_end()
