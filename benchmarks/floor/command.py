@@ -1,6 +1,7 @@
 """Every stage of the engine against what this machine allows, measured in the same run.
 
-    python -m benchmarks.floor [--model default|middle|DIR] [--repetitions 3] [--clip-seconds 10] [--output FOLDER]
+    python -m benchmarks.floor [--model default|middle|DIR] [--repetitions 3] [--clip-seconds 10]
+                               [--output FOLDER]
 
 Appends a row to floor.jsonl in the folder, prints a table. Exits with 1 if a target is missed.
 """
@@ -38,7 +39,8 @@ def table(outcome: Outcome) -> str:
             str(stage["over_machine"]),
         ]
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    lines += ["", *(f"{target.verdict(spread)}: {target}: {spread}" for target, spread in outcome.reached.items())]
+    reached = outcome.reached.items()
+    lines += ["", *(f"{target.verdict(spread)}: {target}: {spread}" for target, spread in reached)]
     return "\n".join(lines)
 
 

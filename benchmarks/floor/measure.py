@@ -28,7 +28,7 @@ Probed = tuple[Probe, list[dict[str, Measured]]]
 
 
 def floor(model: Path, repetitions: int = REPETITIONS, clip_seconds: float = 10.0) -> Outcome:
-    """Every stage's time over its floor. Raises BenchError if the engine does other steps than are counted."""
+    """Every stage over its floor. Raises BenchError if the engine does other steps than are counted."""
     engine = SteppedEngine(model)
     bandwidth, rate = read_bandwidth(engine.num_threads), matrix_rate(engine.num_threads)
     note(f"reads {bandwidth / 1e9:.3g} GB/s, multiplies {rate / 1e9:.3g} GFLOP/s")

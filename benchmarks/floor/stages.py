@@ -1,4 +1,4 @@
-"""The engine's stages, each timed as its own steps take it, in turn with its floor and with stock encoders."""
+"""The engine's stages, timed as its own steps take them, in turn with floors and with stock encoders."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ANSWER_TOKENS = 1000
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """is_counted: its floor is all operations at the rate that the products reach; else the products' time."""
+    """is_counted: the floor is all operations at the products' rate; else it is the products' own time."""
 
     work: Work
     chain: Chain
