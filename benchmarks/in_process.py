@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,14 +92,27 @@ class SteppedEngine:
 
     def steps_to_the_end(self) -> list[Step]:
         """Step until no request is left."""
-        return self.steps_until(lambda: not self.core.wait(0.0))
-
-    def steps_until(self, is_done: Callable[[], bool]) -> list[Step]:
-        """Step until the condition holds, which is asked before each step."""
         steps = []
-        while not is_done():
+        while self.core.wait(0.0):
             steps.append(self.step())
         return steps
+
+    def fill(self, question: Question, count: int, num_tokens: int) -> Accepted:
+        """Step until so many answers to one question are under way at once.
+
+        The first computes clip, instruction and prefix; the others find them. Prefills take what room there
+        is meanwhile, for nobody watches the answers yet.
+        """
+        limits = self.core.scheduler.limits
+        beside, limits.prefill_beside = limits.prefill_beside, None
+        accepted = self.submit(question, 1)
+        self.steps_to_the_end()
+        for _ in range(count):
+            self.submit(question, num_tokens)
+        while self.step().num_tokens < count:
+            continue
+        limits.prefill_beside = beside
+        return accepted
 
     def drop_all(self) -> None:
         """End all requests."""

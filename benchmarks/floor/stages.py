@@ -121,13 +121,7 @@ class Stages:
 
     def decode(self, batch: int) -> Probe:
         """One token of so many answers; they run until the engine is told to drop them."""
-        question = self._make.about(self._clip)
-        self._engine.submit(question, ANSWER_TOKENS)
-        self._engine.step()  # the instruction is read once: the others find it, and the prefix
-        for _ in range(batch - 1):
-            self._engine.submit(question, ANSWER_TOKENS)
-        while self._engine.step().num_tokens < batch:
-            continue
+        self._engine.fill(self._make.about(self._clip), batch, ANSWER_TOKENS)
         counted = work.decode(self._model.llama, [self.prompt_tokens + 1] * batch)
         return Probe(
             {f"decode {batch}": self._stage(counted, False)}, partial(self._decode, batch), goes=12

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -61,7 +62,7 @@ class Work:
 
 def whisper(encoder: AudioEncoder, windows: int, frames: int) -> Work:
     """The semantic branch. frames: of every window, so many reach the subsampler; the encoder reads all."""
-    model = encoder.whisper
+    model: Any = encoder.whisper
     positions = model.config.max_source_positions
     rows, size = windows * positions, model.config.d_model
     attention = 4.0 * rows * positions * size * len(model.layers)
@@ -72,7 +73,8 @@ def whisper(encoder: AudioEncoder, windows: int, frames: int) -> Work:
 
 def wavlm(encoder: AudioEncoder, samples: int) -> Work:
     """The acoustic branch over one clip."""
-    model, config = encoder.wavlm, encoder.wavlm.config
+    model: Any = encoder.wavlm
+    config = model.config
     convolutions, frames = 0.0, samples
     for layer in model.feature_extractor.conv_layers:
         (kernel,), (stride,) = layer.conv.kernel_size, layer.conv.stride
