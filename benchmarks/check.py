@@ -115,16 +115,28 @@ def _line(target: Target, reached: Mapping[Target, record.Spread], repetitions: 
     return Line(target, spread)
 
 
-def run(checks: Sequence[Check], repetitions: int, folder: Path) -> Iterator[Line]:
-    """Measure one after another; lines as they come."""
-    spawn = multiprocessing.get_context("spawn")
+def in_a_process(measure: Measure, repetitions: int) -> Outcome:
+    """In one of its own: threads, memory and caches are as for the first.
+
+    Raises what it raises, or BrokenProcessPool if it dies.
+    """
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        return process.submit(measure, repetitions).result()
+
+
+def run(
+    checks: Sequence[Check],
+    repetitions: int,
+    folder: Path,
+    apart: Callable[[Measure, int], Outcome] = in_a_process,
+) -> Iterator[Line]:
+    """Measure one after another; lines as they come. apart: calls a measurement."""
     for check in checks:
         begin = time.monotonic()
-        with ProcessPoolExecutor(1, spawn) as process:
-            try:
-                measured: Outcome | BaseException = process.submit(check.measure, repetitions).result()
-            except Exception as error:  # noqa: BLE001 a check that breaks in any way is not measured, and told
-                measured = error
+        try:
+            measured: Outcome | BaseException = apart(check.measure, repetitions)
+        except Exception as error:  # noqa: BLE001 a check that breaks in any way is not measured, and told
+            measured = error
         if isinstance(measured, Outcome):
             record.append(check.results, measured.row, folder)
         yield from lines_of(check, measured, repetitions)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import importlib
 import math
 import os
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from benchmarks import check
 from benchmarks.check import CHECKS, Check, Line, lines_of, run, verdict
+from benchmarks.command import Measure
 from benchmarks.peers.targets import Outcome, Target
 from benchmarks.record import Spread
 
@@ -51,8 +53,12 @@ def dying(repetitions: int) -> Outcome:
     os._exit(0)
 
 
-def checked(measure: check.Measure, folder: Path) -> list[Line]:
-    return list(run([Check("one", "rows", measure, BOTH)], 3, folder))
+def here(measure: Measure, repetitions: int) -> Outcome:
+    return measure(repetitions)
+
+
+def checked(measure: Measure, folder: Path) -> list[Line]:
+    return list(run([Check("one", "rows", measure, BOTH)], 3, folder, here))
 
 
 def test_all_met_passes_and_leaves_a_row(tmp_path: Path) -> None:
@@ -70,21 +76,26 @@ def test_all_met_passes_and_leaves_a_row(tmp_path: Path) -> None:
         (hasty, ["met", "NOT MEASURED  less: at most 2: 2 repetitions, not 3"]),
     ],
 )
-def test_a_target_that_is_missed_or_left_out_fails(measure: check.Measure, words: list[str]) -> None:
+def test_a_target_that_is_missed_or_left_out_fails(measure: Measure, words: list[str]) -> None:
     lines = lines_of(Check("one", "rows", measure, BOTH), measure(3), 3)
     for line, start in zip(lines, words, strict=True):
         assert str(line).startswith(start)
     assert not verdict(lines, BOTH)
 
 
-@pytest.mark.parametrize(("measure", "why"), [(broken, "OSError: no such program"), (dying, "BrokenProcessPool")])
-def test_a_measurement_that_breaks_fails_each_of_its_targets(
-    tmp_path: Path, measure: check.Measure, why: str
-) -> None:
-    lines = checked(measure, tmp_path)
+def test_a_measurement_that_breaks_fails_each_of_its_targets(tmp_path: Path) -> None:
+    lines = checked(broken, tmp_path)
     assert [line.target for line in lines] == list(BOTH)
-    assert all(str(line).startswith("NOT MEASURED") and why in str(line) for line in lines)
+    why = "OSError: no such program"
+    assert all(str(line).startswith("NOT MEASURED") and str(line).endswith(why) for line in lines)
     assert not verdict(lines, BOTH)
+
+
+@pytest.mark.slow
+def test_a_measurement_whose_process_dies_fails(tmp_path: Path) -> None:
+    (line, _) = run([Check("one", "rows", dying, BOTH)], 3, tmp_path)
+    assert "BrokenProcessPool" in str(line)
+    assert not line.is_met
 
 
 def test_a_target_without_a_line_fails() -> None:
@@ -123,10 +134,11 @@ def test_the_command_refuses_what_would_check_less(
 
 @pytest.mark.parametrize(("measure", "code"), [(good, 0), (missed, 1), (broken, 1)])
 def test_the_exit_status(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, measure: check.Measure, code: int
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, measure: Measure, code: int
 ) -> None:
     monkeypatch.setattr(check, "restart_passive", lambda: None)
     monkeypatch.setattr(check, "CHECKS", (Check("one", "rows", measure, BOTH),))
+    monkeypatch.setattr(check, "run", partial(run, apart=here))
     monkeypatch.setattr("sys.argv", ["check", "--output", str(tmp_path)])
     with pytest.raises(SystemExit) as ended:
         check.main()
