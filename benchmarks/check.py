@@ -65,9 +65,9 @@ class Line:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class OnMiddle:
-    """A measurement of any model, of the middle size."""
+    """A measurement of any model, of the middle size. measure: takes a directory and repetitions first."""
 
-    measure: Callable[[Path, int], Outcome]
+    measure: Callable[..., Outcome]
 
     def __call__(self, repetitions: int) -> Outcome:
         """Measure; the model is made at first use."""

@@ -53,7 +53,7 @@ def growth(model: Path, repetitions: int = REPETITIONS) -> Outcome:
         return step_ms(engine, QuestionMaker(encode, shape, SEED), CONTEXT_BATCH, repetitions)
 
     def clip(seconds: float) -> list[float]:
-        make = QuestionMaker(encode, Shape(seconds), SEED)
+        make = QuestionMaker(encode, Shape(seconds), SEED + 1)  # other clips than were asked about before
         return [encoding_ms(engine, make) for _ in range(repetitions)]
 
     def queue(waiting: float) -> list[float]:

@@ -11,11 +11,10 @@ import torch
 from benchmarks.floor import stock, work
 from benchmarks.floor.machine import Chain, seconds
 from benchmarks.floor.work import Work
-from benchmarks.in_process import SteppedEngine
-from benchmarks.peers.questions import LIMITS, QuestionMaker
+from benchmarks.in_process import SteppedEngine, heard
+from benchmarks.peers.questions import QuestionMaker
 from model.prompt import adapter_ids
 from model.tokenizer import Tokenizer
-from server.audio_decode import decode_audio
 from server.bench.types import BenchError
 
 Seconds = dict[str, float]
@@ -94,7 +93,7 @@ class Stages:
     def encode(self) -> Probe:
         """Both encoders with their branches, on one clip."""
         encoder = self._model.audio_encoder
-        wave = torch.from_numpy(decode_audio(self._clip.data, LIMITS).waveform)
+        wave = torch.from_numpy(heard(self._clip.data).waveform)
         clip = self._model.clip_features(wave)
         whisper = work.whisper(encoder, len(clip.log_mel), clip.num_frames)
         wavlm = work.wavlm(encoder, len(wave))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,9 +22,7 @@ from benchmarks.floor.work import Product, Work
 from model.llama import DecodeRows, FlatBatch, PrefillSpan
 from model.pieces import finish
 from model.speech_llm import SpeechLLM
-from model.tiny import make_tiny
-from server.os_process import QUIET_THREADS
-from tests.model.random_weights import noise_clip, small_config
+from tests.model.random_weights import noise_clip
 
 CLIPS = pytest.mark.parametrize("seconds", [0.3, 2.0, 4.5], ids="{}s".format)
 
@@ -138,16 +135,12 @@ def test_a_repetition_takes_the_least_of_each_side() -> None:
     assert over([Measured(4.0, 2.0, None)], "floor_s").median == 2.0
 
 
-def test_all_stages_for_real(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("_quiet_threads")
+def test_all_stages_for_real(endless: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """At a size at which no figure means anything."""
-    for name, value in QUIET_THREADS.items():
-        monkeypatch.setenv(name, value)
     monkeypatch.setattr(machine, "SQUARE", 64)
     monkeypatch.setattr(machine, "READ_FLOATS", 2**16)
-    config = small_config()
-    llama = dataclasses.replace(config.llama, suppress_token_ids=(0, config.llama.eos_token_id))
-    make_tiny(tmp_path / "model", dataclasses.replace(config, llama=llama))
-    outcome = floor(tmp_path / "model", repetitions=2, clip_seconds=1.0)
+    outcome = floor(endless, repetitions=2, clip_seconds=1.0)
     assert set(outcome.reached) == {*FLOORS.values(), *STOCKS.values()}
     assert {spread.count for spread in outcome.reached.values()} == {2}
     assert list(outcome.row["stages"]) == [
