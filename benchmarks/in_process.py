@@ -104,9 +104,11 @@ class SteppedEngine:
         """Step until so many answers to one question are under way at once.
 
         The first computes clip, instruction and prefix; the others find them. Prefills take what room there
-        is meanwhile, for nobody watches the answers yet.
+        is meanwhile, for nobody watches the answers yet. Raises BenchError if there is no room for so many.
         """
         limits = self.core.scheduler.limits
+        if count > limits.max_batch_size:
+            raise BenchError(f"{count} answers at once, but room for {limits.max_batch_size}")
         beside, limits.prefill_beside = limits.prefill_beside, None
         accepted = self.submit(question, 1)
         self.steps_to_the_end()

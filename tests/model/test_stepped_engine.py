@@ -33,19 +33,22 @@ def test_so_many_answers_are_under_way_until_they_are_dropped(endless: Path) -> 
     assert engine.steps_to_the_end() == []
 
 
-def test_a_refusal_ends_the_run(endless: Path) -> None:
+def test_what_cannot_be_asked_ends_the_run(endless: Path) -> None:
+    engine = SteppedEngine(endless, max_batch_size=4)
     with pytest.raises(BenchError, match="refused"):
-        SteppedEngine(endless).submit(Question("q", synthetic_clip(0.01, 1), "What?"), 1)
+        engine.submit(Question("q", synthetic_clip(0.5, 1), "What? " * 3000), 1)
+    with pytest.raises(BenchError, match="5 answers at once, but room for 4"):
+        engine.fill(Question("q", synthetic_clip(0.5, 1), "What?"), 5, 10)
 
 
 def test_every_curve_has_its_points(endless: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(growth, "RUNNING", (1, 3))
+    monkeypatch.setattr(growth, "RUNNING", (1, 9))
     monkeypatch.setattr(growth, "CONTEXTS", (125, 1500))
     monkeypatch.setattr(growth, "CLIP_SECONDS", (1.0, 2.5, 500.0))
     monkeypatch.setattr(growth, "WAITING", (0, 7))
     row = growth.growth(endless, 2).row
     curves = {name: curve for name, curve in row.items() if " by " in name}
-    points = [["1", "3"], ["125", "1500"], ["1", "2.5"], ["0", "7"]]
+    points = [["1", "9"], ["125", "1500"], ["1", "2.5"], ["0", "7"]]
     assert [list(curve) for curve in curves.values()] == points
     assert all(s.count == 2 and s.low > 0 for curve in curves.values() for s in curve.values())
 
