@@ -67,6 +67,7 @@ class FusedLlama:
 
         self._ops: Any = triton_ops
         self._llama = llama
+        self.config = llama.config
         self._layers = [_Layer.of(block) for block in llama.blocks]
 
     @staticmethod

@@ -59,13 +59,21 @@ def build_core(config: EngineConfig, progress: Progress | None = None) -> Engine
         torch.backends.cuda.matmul.allow_tf32 = False
         torch.backends.cudnn.allow_tf32 = False
     model, tokenizer = load_model(config.model_dir, device, dtype, progress)
+    return warm_core(config, model, tokenizer)
+
+
+def warm_core(config: EngineConfig, model: SpeechLLM, tokenizer: Tokenizer) -> EngineCore:
+    """The same around a model that is loaded: merge, size, warm up."""
+    device = model.device
     if config.merge_prompt is not None:
         model.merge(model.prompt_scale(adapter_ids(tokenizer, config.merge_prompt)))
     # In an engine of its own, so that the warm-up leaves no trace in caches and counters.
     pages = math.ceil(model.config.llama.max_position_embeddings / config.page_size)
     sizes = Sizes(1, 512, min(pages, config.num_pages or pages))
     pace = warm_up(assemble(config, model, tokenizer, sizes), config.merge_prompt)
-    core = assemble(config, model, tokenizer, measure(config, model))
+    sizes = measure(config, model)
+    core = assemble(config, model, tokenizer, sizes)
+    core.runner.prepare_decodes(sizes.max_batch_size)
     core.runner.threads = pace.threads
     step_ms = config.encoder_step_ms or (10.0 if device.type == "cuda" else 100.0)
     core.encoding.slice_s = step_ms / 1e3

@@ -12,10 +12,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from model.fused_llama import FusedLlama
 from model.llama import DecodeRows, FlatBatch, PrefillSpan
 from model.pieces import Pieces
 from model.sampling import SamplingRow, is_looping, sample
 from model.speech_llm import SpeechLLM
+from server.engine.decode_graph import DecodeGraphs, DecodeRow
 from server.engine.scheduler import Chunk, Scheduler
 from server.engine.sequence import AdapterPass, Sequence
 from server.types import EncoderRun
@@ -44,16 +46,37 @@ class Runner:
 
     Tensors live under keys: clips (audio embeddings [n, D]) under the waveform's hash, scales [D] under the
     instruction's hash. Every method belongs to the engine's thread.
+
+    fused: whether forwards go through the fused kernels, which need Triton; None for what the device asks for.
     """
 
-    def __init__(self, model: SpeechLLM, num_pages: int, page_size: int) -> None:
+    def __init__(
+        self, model: SpeechLLM, num_pages: int, page_size: int, *, fused: bool | None = None
+    ) -> None:
         self.model = model
-        self.cache = model.new_cache(num_pages, page_size)
+        if fused is None:
+            fused = model.device.type == "cuda" and FusedLlama.supports(model.llama)
+        self._fused = FusedLlama(model.llama) if fused else None
+        self._graphs: DecodeGraphs | None = None
+        # The page after the last is nobody's: rows that pad a captured step write there.
+        self.cache = model.new_cache(num_pages + bool(fused), page_size)
         self.threads = Threads(torch.get_num_threads(), torch.get_num_threads())
         self._encoder_runs: list[EncoderRun] = []
         self._clips: dict[bytes, Tensor] = {}
         self._scales: dict[bytes, Tensor] = {}
         self._no_scale = torch.zeros(model.config.llama.hidden_size, dtype=model.dtype, device=model.device)
+
+    def prepare_decodes(self, max_rows: int) -> None:
+        """From now on steps that decode alone, up to `max_rows` sequences, are prepared ones: captured graphs
+        on a CUDA device. Nothing changes where there are no fused kernels.
+        """
+        if self._fused is None:
+            return
+        suppressed = self.model.config.llama.suppress_token_ids
+        scratch = self.cache.num_pages - 1
+        self._graphs = DecodeGraphs(self._fused, self.cache, scratch, max_rows, suppressed)
+        if self.model.device.type == "cuda":
+            self._graphs.capture()
 
     def encoding(self, clips: Mapping[bytes, Waveform]) -> Pieces[dict[bytes, Tensor]]:
         """Waveforms [T] float32 at 16 kHz -> their embeddings [n, D], in one batch, piece by piece."""
@@ -130,6 +153,7 @@ class Runner:
         """Drop all tensors but the model's."""
         self._clips.clear()
         self._scales.clear()
+        self._graphs = None
         del self.cache
 
     @staticmethod
@@ -148,12 +172,24 @@ class Runner:
 
         A finished adapter pass leaves its scale under its instruction's key.
         """
-        self.cache.clear(self._index(self._new_pages(prefills, decodes)))
+        if self._graphs is not None and not prefills and len(decodes) <= self._graphs.max_rows:
+            return self._decode(self._graphs, decodes)
+        if self._fused is None:  # its kernels read no slot before it is written
+            self.cache.clear(self._index(self._new_pages(prefills, decodes)))
         _use_threads(self.threads.forward)
         batch, ends = self._flatten(prefills, decodes)
-        hidden = self.model(batch, self.cache)
+        hidden = (self._fused.forward if self._fused is not None else self.model)(batch, self.cache)
         self._keep_passes(prefills, hidden)
         return self._sample(hidden, ends)
+
+    def _decode(self, graphs: DecodeGraphs, decodes: Rows[Sequence]) -> Results:
+        """One prepared step. Its greedy choice is made on the device; who draws gets the logits."""
+        rows = [DecodeRow(s.generated[-1], len(s) - 1, s.pages, self._scale_of(s)) for s in decodes]
+        tokens, logits = graphs.step(rows)
+        finite = [token >= 0 for token in tokens]
+        if any(sequence.sampling.temperature > 0 for sequence in decodes):
+            tokens = sample(logits, [self._sampling_row(sequence) for sequence in decodes])
+        return self._settle(decodes, tokens, finite)
 
     # Lists to tensors.
 
@@ -259,14 +295,17 @@ class Runner:
 
     def _sample(self, hidden: Tensor, ends: dict[Sequence, int]) -> Results:
         """Next tokens of the sequences whose last rows are `ends`."""
-        results = Results()
         if not ends:
-            return results
+            return Results()
         logits = self.model.logits(hidden[self._index(list(ends.values()))])
-        finite = logits.isfinite().all(dim=-1).tolist()
-        rows = [self._sampling_row(sequence) for sequence in ends]
-        tokens = sample(logits, rows)
-        for sequence, token, good in zip(ends, tokens, finite, strict=True):
+        finite = logits.isfinite().all(dim=-1)
+        tokens = sample(logits, [self._sampling_row(sequence) for sequence in ends])
+        return self._settle(list(ends), tokens, finite.tolist())
+
+    def _settle(self, sequences: Rows[Sequence], tokens: Rows[int], finite: Rows[bool]) -> Results:
+        """The sampled tokens, or EOS where an answer loops; without finite logits there is none."""
+        results = Results()
+        for sequence, token, good in zip(sequences, tokens, finite, strict=True):
             if good:
                 looping = is_looping(sequence.generated, self.model.config.generation)
                 results.tokens[sequence] = self.eos_id if looping else token
