@@ -94,14 +94,18 @@ class DecodeGraphs:
         size = next(size for size in self._sizes if size >= len(rows))
         self._fill(rows, size)
         self._device.copy_(self._host, non_blocking=True)
-        if size in self._graphs:
-            graph, chosen, logits = self._graphs[size]
-            graph.replay()
-        else:
-            chosen, logits = self._compute(size)
+        chosen, logits = self.replay(size)
         # Waits for the step, so the host's buffer is free for the next one.
         tokens: list[int] = chosen[: len(rows)].tolist()
         return tokens, logits[: len(rows)]
+
+    def replay(self, size: int) -> tuple[Tensor, Tensor]:
+        """A step of one of the captured sizes on what the buffers hold, nothing copied: chosen ids, logits."""
+        if size not in self._graphs:
+            return self._compute(size)
+        graph, chosen, logits = self._graphs[size]
+        graph.replay()
+        return chosen, logits
 
     def _compute(self, size: int) -> tuple[Tensor, Tensor]:
         """Chosen ids [size] and logits [size, V] of the buffers' first rows."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Mapping
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass, field
@@ -23,6 +24,8 @@ from server.engine.sequence import AdapterPass, Sequence
 from server.types import EncoderRun
 
 Waveform = npt.NDArray[np.float32]
+PIECES_AHEAD = 2
+"""Pieces of an encoder pass that a GPU has still to compute when the host goes on to the next."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +59,8 @@ class Runner:
         self.model = model
         if fused is None:
             fused = model.device.type == "cuda" and FusedLlama.supports(model.llama)
-        self._fused = FusedLlama(model.llama) if fused else None
-        self._graphs: DecodeGraphs | None = None
+        self.fused = FusedLlama(model.llama) if fused else None
+        self.graphs: DecodeGraphs | None = None
         # The page after the last is nobody's: rows that pad a captured step write there.
         self.cache = model.new_cache(num_pages + bool(fused), page_size)
         self.threads = Threads(torch.get_num_threads(), torch.get_num_threads())
@@ -70,13 +73,13 @@ class Runner:
         """From now on steps that decode alone, up to `max_rows` sequences, are prepared ones: captured graphs
         on a CUDA device. Nothing changes where there are no fused kernels.
         """
-        if self._fused is None:
+        if self.fused is None:
             return
         suppressed = self.model.config.llama.suppress_token_ids
         scratch = self.cache.num_pages - 1
-        self._graphs = DecodeGraphs(self._fused, self.cache, scratch, max_rows, suppressed)
+        self.graphs = DecodeGraphs(self.fused, self.cache, scratch, max_rows, suppressed)
         if self.model.device.type == "cuda":
-            self._graphs.capture()
+            self.graphs.capture()
 
     def encoding(self, clips: Mapping[bytes, Waveform]) -> Pieces[dict[bytes, Tensor]]:
         """Waveforms [T] float32 at 16 kHz -> their embeddings [n, D], in one batch, piece by piece."""
@@ -106,7 +109,6 @@ class Runner:
             except StopIteration as end:
                 embeddings: dict[bytes, Tensor] = end.value
                 return embeddings
-            self._synchronize()
             before, now = now, time.perf_counter()
             longest_s = max(longest_s, now - before)
         return None
@@ -116,8 +118,12 @@ class Runner:
         self._clips[key] = embeddings
 
     def _timed(self, branch: str, pieces: Pieces[list[Tensor]]) -> Pieces[list[Tensor]]:
-        """The same pieces; their time is told as one run of `branch`."""
+        """The same pieces; their time is told as one run of `branch`.
+
+        On a GPU the host runs a few pieces ahead, or the device would wait for it after each.
+        """
         seconds = 0.0
+        under_way: deque[torch.cuda.Event] = deque()
         while True:
             begin = time.perf_counter()
             try:
@@ -128,7 +134,11 @@ class Runner:
                 seconds += time.perf_counter() - begin
                 self._encoder_runs.append(EncoderRun(branch, seconds, len(result)))
                 return result
-            self._synchronize()
+            if self.model.device.type == "cuda":
+                under_way.append(torch.cuda.Event())
+                under_way[-1].record()
+                if len(under_way) > PIECES_AHEAD:
+                    under_way.popleft().synchronize()
             seconds += time.perf_counter() - begin
             yield
 
@@ -153,7 +163,7 @@ class Runner:
         """Drop all tensors but the model's."""
         self._clips.clear()
         self._scales.clear()
-        self._graphs = None
+        self.graphs = None
         del self.cache
 
     @staticmethod
@@ -172,13 +182,13 @@ class Runner:
 
         A finished adapter pass leaves its scale under its instruction's key.
         """
-        if self._graphs is not None and not prefills and len(decodes) <= self._graphs.max_rows:
-            return self._decode(self._graphs, decodes)
-        if self._fused is None:  # its kernels read no slot before it is written
+        if self.graphs is not None and not prefills and len(decodes) <= self.graphs.max_rows:
+            return self._decode(self.graphs, decodes)
+        if self.fused is None:  # its kernels read no slot before it is written
             self.cache.clear(self._index(self._new_pages(prefills, decodes)))
         _use_threads(self.threads.forward)
         batch, ends = self._flatten(prefills, decodes)
-        hidden = (self._fused.forward if self._fused is not None else self.model)(batch, self.cache)
+        hidden = (self.fused.forward if self.fused is not None else self.model)(batch, self.cache)
         self._keep_passes(prefills, hidden)
         return self._sample(hidden, ends)
 
