@@ -1,7 +1,7 @@
 """Waveform -> log-mel windows for Whisper, and the raw wave for WavLM (paper, section 3.1).
 
-Both feature extractors are transformers' own, so that the numbers are the published ones. On a GPU the log-mel
-windows are computed there, tested equal: the extractor takes longer on the host than both encoders on a GPU.
+Both feature extractors are transformers' own, so that the numbers are the published ones. On a GPU the
+log-mel windows are computed there, tested equal: on the host they take longer than both encoders there.
 """
 
 from __future__ import annotations

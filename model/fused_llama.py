@@ -1,6 +1,6 @@
 """The decoder's forward for CUDA: the same numbers as `Llama.run`, in about a dozen kernels a layer.
 
-A decode step of one sequence reads every weight once, so it is as fast as memory allows if little else is done.
+A decode step of one sequence reads every weight once: it is as fast as memory, if little else is done.
 Eager torch launches some forty kernels a layer; here W and the LoRA's A are one product, the rest are the
 kernels of `model.triton_ops`, and a lone row goes through matrix-vector products that carry norm, SwiGLU and
 residual along. Sums are float32 and rounded to the model's dtype less often than eager torch rounds.
@@ -84,9 +84,7 @@ class FusedLlama:
         attention = PagedAttention(batch, cache, self._ops.paged_attention)
         return self.run(batch.embeddings, batch.positions, batch.slots, batch.scale, cache, attention.read)
 
-    def decode(
-        self, ids: Tensor, positions: Tensor, tables: Tensor, scale: Tensor, cache: KVCache
-    ) -> Tensor:
+    def decode(self, ids: Tensor, positions: Tensor, tables: Tensor, scale: Tensor, cache: KVCache) -> Tensor:
         """One token of each of B sequences -> hidden states [B, D]. Nothing depends on values on the host.
 
         ids, positions: [B]. tables: [B, P]. scale: [B, D]. The token is written at its position.

@@ -39,8 +39,8 @@ class LoraLinear(nn.Module):
 
     @torch.no_grad()
     def packed(self) -> Tensor:
-        """W and below it all A, transposed, as one tensor [groups * (out + r), in], so that one product gives y
-        and xA. From the first call on the parameters are views of it; merged weights are W alone.
+        """W and below it all A, transposed, as one tensor [groups * (out + r), in]: one product gives y and xA.
+        From the first call on the parameters are views of it; merged weights are W alone.
         """
         if self.merged:
             return self.weight.data
@@ -48,7 +48,7 @@ class LoraLinear(nn.Module):
             rank_rows = self.lora_A.data.transpose(1, 2).flatten(0, 1)
             whole = self._packed = torch.cat([self.weight.data, rank_rows])
             self.weight.data = whole[: len(self.weight)]
-            low = whole[len(self.weight) :].unflatten(0, (self.groups, -1))
+            low = whole[len(self.weight) :].view(self.groups, -1, whole.shape[1])
             self.lora_A.data = low.transpose(1, 2)
         return self._packed
 

@@ -60,7 +60,7 @@ def write_random(directory: Path, config: SpeechLLMConfig, texts: Iterable[str],
 
 @torch.no_grad()
 def random_model(config: SpeechLLMConfig, device: torch.device, dtype: torch.dtype, seed: int) -> SpeechLLM:
-    """The same kind of weights, made on the device without a directory: for sizes that nobody wants to write."""
+    """The same kind of weights, made on the device without a directory, for sizes that nobody would write."""
     model = empty_model(config, device, dtype)
     generator = torch.Generator(device).manual_seed(seed)
     shapes = expected_tensors(config)

@@ -1,6 +1,6 @@
 """The decoder's small operations as Triton kernels: what eager torch makes dozens of launches of.
 
-Every kernel reads and writes in the model's dtype and computes in float32. Importable only where Triton is, so
+Every kernel reads and writes in the model's dtype and computes in float32. Importable only where Triton is:
 `model.fused_llama` imports it when it has found it. R is the LoRA's rank; where it is 0 there is no LoRA.
 """
 
@@ -23,7 +23,7 @@ def qkv_kernel(
     num_rows, heads, y_stride, scale_stride,
     HALF: tl.constexpr, R: tl.constexpr, RANKS: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """One head of q, k or v of ROWS rows: LoRA added, rotated (q, k), and written: k and v into their slots."""
+    """One head of q, k or v of ROWS rows: LoRA added, rotated (q, k), and written, k and v to their slots."""
     group, head = tl.program_id(1) // heads, tl.program_id(1) % heads
     size = heads * HALF * 2
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -90,7 +90,8 @@ def attention_kernel(
     if SPLIT:
         part = (row * heads + head) * splits + split
         tl.store(parts + part * D + channels, mixed / tl.maximum(total, 1e-30))
-        tl.store(weights + part, tl.where(total > 0.0, best + tl.log(tl.maximum(total, 1e-30)), -float("inf")))
+        weight = best + tl.log(tl.maximum(total, 1e-30))
+        tl.store(weights + part, tl.where(total > 0.0, weight, -float("inf")))
     else:
         tl.store(out + row * size + head * D + channels, (mixed / total).to(out.dtype.element_ty))
 
@@ -159,7 +160,7 @@ def gemv_kernel(
 ):  # fmt: skip
     """OUT entries of W @ x for one row x, its RMSNorm before and SwiGLU or the residual after it.
 
-    SWIGLU: W [2 * num_out, size], gate rows before up rows. The norm's factor is taken out of the product, for
+    SWIGLU: W [2 * num_out, size], gate rows before up rows. The norm's factor is taken out of the product:
     it is known only once all of x has been read.
     """
     rows = tl.program_id(0) * OUT + tl.arange(0, OUT)

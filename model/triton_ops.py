@@ -24,7 +24,7 @@ GEMV_OUT, GEMV_BLOCK, GEMV_WARPS = 4, 1024, 4
 
 
 def _ranks(r: int) -> int:
-    return max(ROWS, triton.next_power_of_2(r))
+    return max(ROWS, int(triton.next_power_of_2(r)))
 
 
 def write_qkv(
@@ -38,7 +38,7 @@ def write_qkv(
     values: Tensor,
 ) -> Tensor:
     """y: [N, 3 D + 3 r], x times W and A of q, k and v. b: [3, r, D]. scale: [N, D]. rotary: the whole table,
-    [positions, d / 2] each. keys, values: [pages, page size, H, d], written at `slots` [N]. Gives q [N, H, d].
+    [positions, d / 2] each. keys, values: [pages, page size, H, d], written at `slots` [N]. -> q [N, H, d].
     """
     heads, head_dim = keys.shape[-2:]
     r = b.shape[1]
@@ -78,7 +78,7 @@ def paged_attention(query: Tensor, keys: Tensor, values: Tensor, tables: Tensor,
 
 
 def add_lora(x: Tensor, y: Tensor, b: Tensor, scale: Tensor) -> Tensor:
-    """x: [N, D]. y: [N, D + r], an input times W and A. b: [r, D]. scale: [N, D]. Gives x + y + low B scale."""
+    """x: [N, D]. y: [N, D + r], an input times W and A. b: [r, D]. scale: [N, D]. -> x + y + low B scale."""
     rows, size = x.shape
     out = torch.empty_like(x)
     grid = (triton.cdiv(rows, ROWS), size // COLUMNS)

@@ -10,12 +10,13 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.gpu.machine import Rates
-from benchmarks.gpu.world import CONTEXT, MOST_ROWS, PAGE_SIZE, SEED, World
+from benchmarks.gpu.world import PAGE_SIZE, SEED, World, say
 from model.kv_cache import KVCache
 from model.llama import DecodeRows, FlatBatch
 from server.engine.decode_graph import DecodeRow
 
 BATCHES = (1, 64, 16)
+TINY_BATCHES = (1, 4)
 GEMV_SHAPES = ((4, 1024, 4), (8, 512, 4), (4, 2048, 4), (2, 2048, 4), (8, 1024, 8))
 
 
@@ -42,15 +43,15 @@ def floor_of(world: World, batch: int, context: int) -> Floor:
 
 
 def rows_of(world: World, batch: int) -> list[DecodeRow]:
-    """Sequences at CONTEXT tokens, pages scattered over the cache."""
+    """Sequences at the same context, pages scattered over the cache."""
     cache = world.core.runner.cache
     rng = random.Random(SEED)
-    each = CONTEXT // PAGE_SIZE
-    pages = rng.sample(range(MOST_ROWS * each), batch * each)
+    each = world.context // PAGE_SIZE
+    pages = rng.sample(range(world.most_rows * each), batch * each)
     scale = torch.rand(world.config.llama.hidden_size, device=world.device).to(world.dtype)
-    assert cache.num_pages >= MOST_ROWS * each
+    assert cache.num_pages >= world.most_rows * each
     tables = [pages[i * each : (i + 1) * each] for i in range(batch)]
-    return [DecodeRow(rng.randrange(3, 500), CONTEXT - 1, table, scale) for table in tables]
+    return [DecodeRow(rng.randrange(3, 500), world.context - 1, table, scale) for table in tables]
 
 
 def flat(world: World, rows: list[DecodeRow]) -> FlatBatch:
@@ -74,10 +75,11 @@ def measure_decode(world: World, rates: Rates) -> dict[str, Any]:
     runner = world.core.runner
     runner.cache.keys.normal_()
     runner.cache.values.normal_()
-    figures: dict[str, Any] = {"context": CONTEXT}
-    for batch in BATCHES:
+    figures: dict[str, Any] = {"context": world.context}
+    batches = BATCHES if world.is_real else TINY_BATCHES
+    for batch in batches:
         rows = rows_of(world, batch)
-        floor = floor_of(world, batch, CONTEXT)
+        floor = floor_of(world, batch, world.context)
         figure: dict[str, Any] = {
             "floor_ms": 1e3 * floor.seconds(rates),
             "floor_gb": floor.bytes / 1e9,
@@ -93,8 +95,8 @@ def measure_decode(world: World, rates: Rates) -> dict[str, Any]:
         if batch == 1:
             figure["over_weights"] = best / figure["weights_ms"]
         figures[f"batch_{batch}"] = figure
-        print(f"  batch {batch}: {figure}", flush=True)
-        if batch in BATCHES[:2]:
+        say(f"  batch {batch}: {figure}")
+        if batch in batches[:2]:
             world.trace(f"decode, batch {batch}", next(iter(ways.values())))
     return figures
 
@@ -114,7 +116,7 @@ def _ways(world: World, rows: list[DecodeRow]) -> dict[str, Any]:
 
 @torch.inference_mode()
 def measure_products(world: World, rates: Rates) -> dict[str, Any]:
-    """GB/s of one row's products by torch and by tile shape of the kernel. A few weights in turn: no cache helps."""
+    """GB/s of one row's products, by torch and by the kernel's tile. Weights in turn: no cache helps."""
     if world.core.runner.fused is None:
         return {}
     from model import triton_ops
@@ -135,7 +137,7 @@ def measure_products(world: World, rates: Rates) -> dict[str, Any]:
             seconds = world.queued_seconds(graph.replay)
             figures[f"{name}, {way}"] = round(total / seconds / 1e9)
     for name, figure in figures.items():
-        print(f"  {name}: {figure} GB/s of {rates.bytes_per_s / 1e9:.0f}", flush=True)
+        say(f"  {name}: {figure} GB/s of {rates.bytes_per_s / 1e9:.0f}")
     return figures
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu.world import World
+from benchmarks.gpu.world import World, say
 from model.pieces import finish
 
 BATCHES = ((30.0, 16), (10.0, 32), (30.0, 1), (10.0, 1))
@@ -17,11 +17,11 @@ TINY_BATCHES = ((2.0, 2), (1.0, 1))
 def measure_encoders(world: World) -> dict[str, Any]:
     """By clip length and batch: audio seconds a second, and milliseconds of features and of each branch."""
     figures: dict[str, Any] = {}
-    batches = TINY_BATCHES if world.size == "tiny" else BATCHES
+    batches = TINY_BATCHES if not world.is_real else BATCHES
     for seconds, count in batches:
         figure = _measure(world, seconds, count)
         figures[f"{seconds:g}s_x{count}"] = figure
-        print(f"  {count} clips of {seconds:g} s: {figure}", flush=True)
+        say(f"  {count} clips of {seconds:g} s: {figure}")
     seconds, count = batches[0]
     clips = world.clips(count, seconds, seed=1)
     world.trace(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu.decode import flat, rows_of
-from benchmarks.gpu.world import PAGE_SIZE, SEED, World
+from benchmarks.gpu.world import PAGE_SIZE, SEED, World, say
 from model.config import LlamaConfig, LoraConfig, SpeechLLMConfig
 from model.fused_llama import FusedLlama
 from model.llama import FlatBatch, Llama, PrefillSpan
@@ -18,7 +18,7 @@ ROWS = 64
 
 
 def apart(got: Tensor, expected: Tensor) -> dict[str, float]:
-    """Of logits [R, V]: largest and mean difference, its norm by the reference's, rows whose best id agrees."""
+    """Of logits [R, V]: largest and mean difference, its norm by the reference's, rows of the same best id."""
     got, expected = got.float(), expected.float()
     difference = (got - expected).abs()
     return {
@@ -40,18 +40,20 @@ def measure_parity(world: World) -> dict[str, Any]:
     reference = _chunk_logits(exact, world, None)
     figures["plain_against_float32"] = apart(_chunk_logits(rounded, world, None), reference)
     if world.core.runner.fused is not None:
-        figures["fused_against_float32"] = apart(_chunk_logits(rounded, world, FusedLlama(rounded)), reference)
+        figures["fused_against_float32"] = apart(
+            _chunk_logits(rounded, world, FusedLlama(rounded)), reference
+        )
         figures["fused_float32"] = apart(_chunk_logits(exact, world, FusedLlama(exact)), reference)
     figures |= _captured(world)
     for name, figure in figures.items():
-        print(f"  {name}: {figure}", flush=True)
+        say(f"  {name}: {figure}")
     return figures
 
 
 def _parity_config(world: World) -> SpeechLLMConfig:
     """The encoders of the tiny size, and a decoder of 16 layers of the released head size."""
     config = SpeechLLMConfig.tiny(512)
-    llama = config.llama if world.size == "tiny" else LlamaConfig(2048, 16, 16, 5504, 32000)
+    llama = config.llama if not world.is_real else LlamaConfig(2048, 16, 16, 5504, 32000)
     parts = {name: getattr(config, name) for name in config.__dataclass_fields__}
     return SpeechLLMConfig(**parts | {"llama": llama, "lora": LoraConfig(32)})
 

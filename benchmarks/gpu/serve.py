@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.gpu.world import World
+from benchmarks.gpu.world import World, say
 from server.types import Accepted, Delta, Failed, Finished, GenerateRequest, SamplingParams
 
 PROMPT = "Based on the attached audio, generate a comprehensive text transcription of the spoken content."
@@ -48,20 +48,20 @@ def run(world: World, requests: Sequence[GenerateRequest]) -> tuple[float, int, 
 
 def measure_first_token(world: World) -> dict[str, Any]:
     """Milliseconds for new clips of 10 s after an instruction that was read before."""
-    seconds = 1.0 if world.size == "tiny" else 10.0
-    clips = world.clips(TTFT_REPEATS, seconds, seed=77).items()
+    seconds = 10.0 if world.is_real else 1.0
+    clips = world.clips(TTFT_REPEATS if world.is_real else 3, seconds, seed=77).items()
     taken = [1e3 * min(run(world, [request(key, wave, 1)])[2].values()) for key, wave in clips]
     kept = taken[2:]  # the first reads the instruction and compiles what the warm-up did not meet
     figures = {"median_ms": statistics.median(kept), "low_ms": min(kept), "high_ms": max(kept)}
-    print(f"  {figures}", flush=True)
+    say(f"  {figures}")
     return {"clip_s": seconds, **figures}
 
 
 def measure_throughput(world: World) -> dict[str, Any]:
     """Answer tokens a second, all requests at once: clips of 10 s never heard before, then the same again."""
     figures: dict[str, Any] = {"answer_tokens": world.answer_tokens}
-    seconds = 1.0 if world.size == "tiny" else 10.0
-    loads = LOADS if world.size != "tiny" else (4,)
+    seconds = 10.0 if world.is_real else 1.0
+    loads = LOADS if world.is_real else (4,)
     for load in loads:
         clips = world.clips(load, seconds, seed=1000 + load)
         for name in ("new", "again"):
@@ -74,5 +74,5 @@ def measure_throughput(world: World) -> dict[str, Any]:
                 "decode_tokens_per_s": (tokens - load) / max(taken - max(first.values()), 1e-9),
             }
             figures[f"{load}_{name}"] = figure
-            print(f"  {load} requests, clips {name}: {figure}", flush=True)
+            say(f"  {load} requests, clips {name}: {figure}")
     return figures

@@ -75,7 +75,7 @@ class DecodeGraphs:
     def capture(self) -> None:
         """Capture all batch sizes, the largest first, in one pool of memory. Only on a CUDA device."""
         pool = torch.cuda.graph_pool_handle()
-        aside = torch.cuda.Stream(self._device.device)
+        aside = torch.cuda.Stream(self._device.device)  # type: ignore[no-untyped-call]
         for size in reversed(self._sizes):
             aside.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(aside):
@@ -100,7 +100,7 @@ class DecodeGraphs:
         return tokens, logits[: len(rows)]
 
     def replay(self, size: int) -> tuple[Tensor, Tensor]:
-        """A step of one of the captured sizes on what the buffers hold, nothing copied: chosen ids, logits."""
+        """A step of a captured size on what the buffers hold, nothing copied: chosen ids and logits."""
         if size not in self._graphs:
             return self._compute(size)
         graph, chosen, logits = self._graphs[size]

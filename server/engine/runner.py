@@ -50,7 +50,7 @@ class Runner:
     Tensors live under keys: clips (audio embeddings [n, D]) under the waveform's hash, scales [D] under the
     instruction's hash. Every method belongs to the engine's thread.
 
-    fused: whether forwards go through the fused kernels, which need Triton; None for what the device asks for.
+    fused: whether forwards go through the fused kernels, which need Triton; None: on CUDA, if it is there.
     """
 
     def __init__(
@@ -135,7 +135,7 @@ class Runner:
                 self._encoder_runs.append(EncoderRun(branch, seconds, len(result)))
                 return result
             if self.model.device.type == "cuda":
-                under_way.append(torch.cuda.Event())
+                under_way.append(torch.cuda.Event())  # type: ignore[no-untyped-call]
                 under_way[-1].record()
                 if len(under_way) > PIECES_AHEAD:
                     under_way.popleft().synchronize()

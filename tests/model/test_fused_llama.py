@@ -1,4 +1,4 @@
-"""The decoder's fused kernels against the plain forward. On a CPU: TRITON_INTERPRET=1, with triton installed."""
+"""The decoder's fused kernels against the plain forward. On a CPU: triton installed, TRITON_INTERPRET=1."""
 
 from __future__ import annotations
 
@@ -18,9 +18,11 @@ pytestmark = pytest.mark.gpu
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 SIZES = LlamaConfig(256, 2, 4, 352, 128, max_position_embeddings=256)
 PAGE = 16
-TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 3e-2}
-"""Of the norm of the difference to the norm of the reference. bfloat16 keeps 8 bits; the plain forward, too,
-rounds after every step."""
+CONTEXTS = [[1], [16], [200], [17, 1, 150], [33] * 18] if torch.cuda.is_available() else [[40], [17, 1, 50]]
+HALF = torch.bfloat16 if DEVICE.type == "cuda" else torch.float16  # Triton's interpreter has no bfloat16 dot
+TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}
+"""Of the norm of the difference to the norm of the reference. bfloat16 keeps 8 bits, float16 11; the plain
+forward, too, rounds after every step."""
 
 
 @pytest.fixture(autouse=True)
@@ -52,7 +54,8 @@ def decode_batch(contexts: list[int], dtype: torch.dtype) -> FlatBatch:
     width = -(-max(contexts) // PAGE)
     order = torch.randperm(64)[: width * len(contexts)].view(len(contexts), width)
     tables = [row[: -(-n // PAGE)].tolist() for row, n in zip(order, contexts, strict=True)]
-    slots = [table[(n - 1) // PAGE] * PAGE + (n - 1) % PAGE for table, n in zip(tables, contexts, strict=True)]
+    ends = [n - 1 for n in contexts]
+    slots = [table[end // PAGE] * PAGE + end % PAGE for table, end in zip(tables, ends, strict=True)]
     padded = [table + table[:1] * (width - len(table)) for table in tables]
     positions = torch.tensor(contexts, device=DEVICE) - 1
     size = SIZES.hidden_size
@@ -82,8 +85,8 @@ def both(llama: Llama, batch: FlatBatch, cache: KVCache) -> tuple[Tensor, Tensor
     return fused, plain, caches[1], caches[0]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("contexts", [[1], [16], [200], [17, 1, 150], [33] * 5])
+@pytest.mark.parametrize("dtype", [torch.float32, HALF])
+@pytest.mark.parametrize("contexts", CONTEXTS)
 def test_a_decode_step_is_the_plain_one(contexts: list[int], dtype: torch.dtype) -> None:
     fused, plain, written, expected = both(small(dtype), decode_batch(contexts, dtype), filled(dtype))
     assert far(fused, plain) < TOLERANCE[dtype]
@@ -96,9 +99,8 @@ def test_chunks_and_decoding_rows_of_one_batch_are_the_plain_ones() -> None:
     assert batch.decodes is not None
     assert batch.scale is not None
     chunk, start = 20, 10
-    pages = torch.tensor([61, 62], device=DEVICE)
-    if (batch.decodes.pages == 61).any() or (batch.decodes.pages == 62).any():
-        pages = torch.tensor([p for p in range(64) if not (batch.decodes.pages == p).any()][:2], device=DEVICE)
+    taken = batch.decodes.pages.flatten().tolist()
+    pages = torch.tensor([page for page in range(64) if page not in taken][:2], device=DEVICE)
     own = torch.arange(start, start + chunk, device=DEVICE)
     mixed = FlatBatch(
         torch.cat([torch.randn(chunk, SIZES.hidden_size, device=DEVICE), batch.embeddings]),
@@ -134,5 +136,5 @@ def test_packing_leaves_the_parameters_their_values() -> None:
     packed = linear.packed()
     assert torch.equal(linear.weight, before[0])
     assert torch.equal(linear.lora_A, before[1])
-    assert torch.equal(linear(x, scale), expected)
+    assert far(linear(x, scale), expected) < 1e-6
     assert packed.data_ptr() == linear.weight.data_ptr()
