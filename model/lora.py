@@ -39,7 +39,7 @@ class LoraLinear(nn.Module):
 
     @torch.no_grad()
     def packed(self) -> Tensor:
-        """W and below it all A, transposed, as one tensor [groups * (out + r), in]: one product gives y and xA.
+        """W and below it all A, transposed, as one tensor [groups * (out + r), in]: one product for both.
         From the first call on the parameters are views of it; merged weights are W alone.
         """
         if self.merged:

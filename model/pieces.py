@@ -19,7 +19,7 @@ Pieces = Generator[None, None, T]
 CPU_FLOPS = 1e9
 """Of one piece, about: some 10 to 30 ms on two cores, and large enough for a matrix product's full rate."""
 GPU_FLOPS = 2e12
-"""Some 4 ms of a large GPU. There a layer of a few clips is one piece: launches cost more than slices save."""
+"""Some 4 ms of a large GPU. There a layer of a few clips is one piece: launches would cost more."""
 
 
 def finish(pieces: Pieces[T]) -> T:

@@ -53,7 +53,7 @@ def qkv_kernel(
         tl.store(values + slot[:, None] * size + channels, projected.to(values.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=["splits"])
+@triton.jit(do_not_specialize=["splits", "table_stride"])
 def attention_kernel(
     query, keys, values, tables, contexts, out, parts, weights,
     softmax_scale, table_stride, heads, splits, page_size,

@@ -18,7 +18,7 @@ ROWS = 64
 
 
 def apart(got: Tensor, expected: Tensor) -> dict[str, float]:
-    """Of logits [R, V]: largest and mean difference, its norm by the reference's, rows of the same best id."""
+    """Of logits [R, V]: largest and mean difference, its norm by the reference's, rows that agree."""
     got, expected = got.float(), expected.float()
     difference = (got - expected).abs()
     return {
