@@ -61,8 +61,14 @@ CMD ["serve"]
 
 FROM runtime AS cuda
 
+# Triton compiles a small launcher for each kernel when it is first used.
+USER 0:0
+# hadolint ignore=DL3008
+RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
+USER 1000:1000
 ENV NVIDIA_VISIBLE_DEVICES=all \
-    NVIDIA_DRIVER_CAPABILITIES=compute,utility
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility \
+    TRITON_CACHE_DIR=/tmp/triton
 COPY --from=builder-cuda /opt/wavllm /opt/wavllm
 
 

@@ -9,6 +9,7 @@ residual along. Sums are float32 and rounded to the model's dtype less often tha
 from __future__ import annotations
 
 import importlib.util
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -72,11 +73,13 @@ class FusedLlama:
 
     @staticmethod
     def supports(llama: Llama) -> bool:
-        """Whether the kernels can be had and can tile these sizes and this dtype."""
+        """Whether the kernels can be had and can tile these sizes and this dtype. Triton needs a C compiler."""
         config, weight = llama.config, llama.norm.weight
         head = config.head_dim
         fits = head >= 32 and head & (head - 1) == 0 and config.hidden_size % 128 == 0
-        return fits and weight.dtype in DTYPES and importlib.util.find_spec("triton") is not None
+        compiler = shutil.which("gcc") or shutil.which("clang")
+        found = compiler is not None and importlib.util.find_spec("triton") is not None
+        return fits and found and weight.dtype in DTYPES
 
     def forward(self, batch: FlatBatch, cache: KVCache) -> Tensor:
         """As `Llama.forward`: hidden states [N, D] before the final norm. The batch must carry a scale."""

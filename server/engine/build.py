@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass
 
@@ -25,6 +26,8 @@ from server.engine.sequence import Sequence
 from server.engine.warmup import warm_up
 from server.errors import EngineError
 from server.types import CPU_BATCH_SIZE, GPU_BATCH_SIZE, EngineConfig, ModelInfo
+
+logger = logging.getLogger(__name__)
 
 DTYPES = {
     "float64": torch.float64,
@@ -73,6 +76,8 @@ def warm_core(config: EngineConfig, model: SpeechLLM, tokenizer: Tokenizer) -> E
     pace = warm_up(assemble(config, model, tokenizer, sizes), config.merge_prompt)
     sizes = measure(config, model)
     core = assemble(config, model, tokenizer, sizes)
+    if device.type == "cuda" and core.runner.fused is None:
+        logger.warning("no fused kernels: Triton, a C compiler or a fitting size is missing; decoding is slow")
     core.runner.prepare_decodes(sizes.max_batch_size)
     core.runner.threads = pace.threads
     step_ms = config.encoder_step_ms or (10.0 if device.type == "cuda" else 100.0)
