@@ -73,7 +73,7 @@ class FusedLlama:
 
     @staticmethod
     def supports(llama: Llama) -> bool:
-        """Whether the kernels can be had and can tile these sizes and this dtype. Triton needs a C compiler."""
+        """Whether the kernels can be had (Triton needs a C compiler) and can tile these sizes and dtype."""
         config, weight = llama.config, llama.norm.weight
         head = config.head_dim
         fits = head >= 32 and head & (head - 1) == 0 and config.hidden_size % 128 == 0

@@ -77,7 +77,7 @@ def warm_core(config: EngineConfig, model: SpeechLLM, tokenizer: Tokenizer) -> E
     sizes = measure(config, model)
     core = assemble(config, model, tokenizer, sizes)
     if device.type == "cuda" and core.runner.fused is None:
-        logger.warning("no fused kernels: Triton, a C compiler or a fitting size is missing; decoding is slow")
+        logger.warning("no fused kernels here, so decoding is slow")
     core.runner.prepare_decodes(sizes.max_batch_size)
     core.runner.threads = pace.threads
     step_ms = config.encoder_step_ms or (10.0 if device.type == "cuda" else 100.0)
