@@ -148,8 +148,10 @@ class World:
         with profile(activities=activities) as profiler:
             work()
             self.synchronize()
-        name = "self_device_time_total" if self.on_gpu else "self_cpu_time_total"
-        rows = [(float(getattr(e, name)) / 1e3, e.count, e.key) for e in profiler.key_averages()]
+        name, kind = ("device", "CUDA") if self.on_gpu else ("cpu", "CPU")
+        # On a GPU the kernels alone: operators on the host are given their kernels' time a second time.
+        events = [event for event in profiler.key_averages() if str(event.device_type).endswith(kind)]
+        rows = [(float(getattr(e, f"self_{name}_time_total")) / 1e3, e.count, e.key) for e in events]
         rows = sorted((row for row in rows if row[0] > 0), reverse=True)
         total = sum(row[0] for row in rows)
         lines = [f"{title}: {total:.3f} ms in {sum(row[1] for row in rows)} calls of {len(rows)} kinds"]
