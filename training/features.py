@@ -63,7 +63,8 @@ def extract_whisper(config: SpeechLLMConfig, state: State, device: torch.device,
 
 def extract_wavlm(encoder: AudioEncoder, state: State, device: torch.device, workers: int = 0) -> None:
     """Encode what is missing with the WavLM that the acoustic stage trained."""
-    extract(state, "wavlm", WavLMEncode(encoder, device), workers)
+    # From the CPU, for not every machine can hand CUDA memory to another process.
+    extract(state, "wavlm", WavLMEncode(encoder.cpu(), device), workers)
 
 
 @dataclass
