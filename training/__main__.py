@@ -49,6 +49,9 @@ def main(
         raise typer.BadParameter("goes with all and export, and only with them", param_hint="OUTPUT")
     if threads:
         torch.set_num_threads(threads)
+    if device != "cpu":
+        # Ten bits of mantissa are enough to learn with. Serving never does this.
+        torch.set_float32_matmul_precision("high")
     run = stages.Run(
         RECIPES[recipe](), State(state), torch.device(device), threads or torch.get_num_threads()
     )

@@ -5,13 +5,17 @@ from __future__ import annotations
 import csv
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
 
+from training.batch import move
 from training.corpus import write_whole
 from training.progress import track
 from training.recipe import StageBudget, State
@@ -42,9 +46,45 @@ class Stage(Protocol):
         """Factors on the learning rate, by a part of the parameter's name; the last one that fits counts."""
         ...
 
-    def losses(self, step: int) -> dict[str, Tensor]:
-        """Named figures of one batch; "loss" is the one to descend. Depends on `step` and weights alone."""
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
         ...
+
+    def batch(self, step: int) -> Any:
+        """What one step is about, a dataclass on the CPU, made in any process: `step` alone decides it."""
+        ...
+
+    def losses(self, batch: Any) -> dict[str, Tensor]:
+        """Named figures of one batch, moved to `device`; "loss" is the one to descend."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Batches(TorchDataset[Any]):
+    """A stage's batches, by step, for torch's DataLoader."""
+
+    stage: Stage
+
+    def __getitem__(self, step: int) -> Any:
+        """The batch of a step."""
+        return self.stage.batch(step)
+
+
+def loaded(stage: Stage, first: int, loaders: int) -> Iterator[Any]:
+    """The batches from step `first` on, made ahead by so many processes; 0: here, when asked for."""
+    steps = range(first, stage.budget.steps)
+    # With the other strategy every tensor under way takes a file handle.
+    torch.multiprocessing.set_sharing_strategy("file_system")  # type: ignore[no-untyped-call]
+    return iter(
+        DataLoader(
+            Batches(stage),
+            batch_size=None,
+            sampler=steps,
+            num_workers=loaders,
+            multiprocessing_context="fork" if loaders else None,
+        )
+    )
 
 
 def rate(step: int, budget: StageBudget) -> float:
@@ -62,53 +102,67 @@ def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def make_optimizer(stage: Stage) -> torch.optim.AdamW:
-    """AdamW; norms, biases and other vectors do not decay."""
-    groups = []
+    """AdamW; norms, biases and other vectors do not decay. One group for each rate and decay."""
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in trainable(stage.trained).items():
         factor = ([f for part, f in stage.rates.items() if part in name] or [1.0])[-1]
         decay = WEIGHT_DECAY if parameter.ndim > 1 else 0.0
-        groups.append({"params": [parameter], "weight_decay": decay, "factor": factor})
-    return torch.optim.AdamW(groups, lr=1.0, betas=(0.9, 0.98), fused=True)
+        groups.setdefault((factor, decay), []).append(parameter)
+    made = [{"params": group, "weight_decay": decay, "factor": f} for (f, decay), group in groups.items()]
+    return torch.optim.AdamW(made, lr=1.0, betas=(0.9, 0.98), fused=True)
 
 
-def train(stage: Stage, state: State) -> None:
-    """Run a stage to its last step, from its checkpoint if there is one."""
+def train(stage: Stage, state: State, loaders: int = 0) -> None:
+    """Run a stage to its last step, from its checkpoint if there is one. loaders: processes for batches.
+
+    Raises FloatingPointError once a loss is not finite, before anything is saved.
+    """
     optimizer = make_optimizer(stage)
     step = restore(stage, optimizer, state)
     if step >= stage.budget.steps:
         return
     stage.trained.train()
-    smooth: dict[str, float] = {}
+    smooth: dict[str, Tensor] = {}
     saved = time.monotonic()
+    batches = loaded(stage, step, loaders)
+    advanced = step
     with track(f"Stage {stage.name}", stage.budget.steps, step) as advance:
-        while step < stage.budget.steps:
-            figures = take_step(stage, optimizer, step)
-            for key, value in figures.items():
+        for batch in batches:
+            for key, value in take_step(stage, optimizer, step, batch).items():
                 smooth[key] = SMOOTH * smooth.get(key, value) + (1 - SMOOTH) * value
             step += 1
-            advance(1, " ".join(f"{key} {value:.3f}" for key, value in smooth.items()))
+            # Figures are fetched now and then: each time a GPU has to come to rest.
             if step % LOG_STEPS == 0 or step in (1, stage.budget.steps):
-                log(state.curve(stage.name), step, smooth)
+                shown = read_figures(stage, step, smooth)
+                log(state.curve(stage.name), step, shown)
+                advance(step - advanced, " ".join(f"{key} {value:.3f}" for key, value in shown.items()))
+                advanced = step
             if time.monotonic() - saved > SAVE_SECONDS or step == stage.budget.steps:
+                read_figures(stage, step, smooth)
                 save(stage, optimizer, step, state)
                 saved = time.monotonic()
     stage.trained.eval()
 
 
-def take_step(stage: Stage, optimizer: torch.optim.AdamW, step: int) -> dict[str, float]:
-    """One batch, one update. A batch whose loss is not finite is refused."""
+def take_step(stage: Stage, optimizer: torch.optim.AdamW, step: int, batch: Any) -> dict[str, Tensor]:
+    """One batch, one update. Returns the figures."""
     for group in optimizer.param_groups:
         group["lr"] = rate(step, stage.budget) * group["factor"]
     torch.manual_seed(step)
-    figures = stage.losses(step)
-    loss = figures["loss"]
-    if not torch.isfinite(loss):
-        raise FloatingPointError(f"stage {stage.name}, step {step}: the loss is {loss.item()}")
+    figures = stage.losses(move(batch, stage.device))
     optimizer.zero_grad(set_to_none=True)
-    torch.autograd.backward(loss)
+    torch.autograd.backward(figures["loss"])
     nn.utils.clip_grad_norm_(trainable(stage.trained).values(), CLIP)
     optimizer.step()
-    return {key: float(value.detach()) for key, value in figures.items()}
+    return {key: value.detach() for key, value in figures.items()}
+
+
+def read_figures(stage: Stage, step: int, figures: Mapping[str, Tensor]) -> dict[str, float]:
+    """Numbers of the smoothed figures, in which one NaN stays for ever. Raises FloatingPointError for it."""
+    read = {key: float(value) for key, value in figures.items()}
+    if not math.isfinite(read["loss"]):
+        raise FloatingPointError(f"stage {stage.name}, by step {step}: the loss is not finite")
+    return read
 
 
 def save(stage: Stage, optimizer: torch.optim.AdamW, step: int, state: State) -> None:

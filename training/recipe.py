@@ -122,7 +122,7 @@ class Recipe:
             wavlm_branch=BranchConfig(128, 96, 48, 64),
             llama=LlamaConfig(
                 hidden_size=256,
-                num_hidden_layers=5,
+                num_hidden_layers=6,
                 num_attention_heads=4,
                 intermediate_size=704,
                 vocab_size=self.vocab_size,
