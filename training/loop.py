@@ -21,6 +21,8 @@ from training.progress import track
 from training.recipe import StageBudget, State
 
 WARMUP_SHARE = 0.04
+FIRST_SHARE = 0.001
+"""Of a stage: the first steps learn as if it were over already."""
 FINAL_RATE = 0.03
 """Of the peak learning rate, at the end of a cosine."""
 CLIP = 1.0
@@ -87,13 +89,41 @@ def loaded(stage: Stage, first: int, loaders: int) -> Iterator[Any]:
     )
 
 
-def rate(step: int, budget: StageBudget) -> float:
-    """Learning rate at a step: linear warm-up, then a cosine."""
-    warmup = max(1, round(WARMUP_SHARE * budget.steps))
-    if step < warmup:
-        return budget.learning_rate * (step + 1) / warmup
-    progress = (step - warmup) / max(1, budget.steps - warmup)
-    return budget.learning_rate * (FINAL_RATE + (1 - FINAL_RATE) * (1 + math.cos(math.pi * progress)) / 2)
+def rate(progress: float, budget: StageBudget) -> float:
+    """Learning rate at a share of the stage, 0 to 1: linear warm-up, then a cosine."""
+    if progress < WARMUP_SHARE:
+        return budget.learning_rate * max(progress, FIRST_SHARE) / WARMUP_SHARE
+    rest = (progress - WARMUP_SHARE) / (1 - WARMUP_SHARE)
+    return budget.learning_rate * (FINAL_RATE + (1 - FINAL_RATE) * (1 + math.cos(math.pi * rest)) / 2)
+
+
+@dataclass
+class Clock:
+    """How far a stage has come: by its steps, or by its seconds where these end first.
+
+    seconds: None for no limit. spent: before this run.
+    """
+
+    steps: int
+    seconds: float | None
+    spent: float = 0.0
+
+    def __post_init__(self) -> None:
+        self._begin: float | None = None
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds of training in all runs; the first step of each starts the clock."""
+        return self.spent + (0.0 if self._begin is None else time.monotonic() - self._begin)
+
+    def start(self) -> None:
+        """Of the first step."""
+        self._begin = time.monotonic() if self._begin is None else self._begin
+
+    def progress(self, step: int) -> float:
+        """Share of the stage that is over before `step`, 0 to 1."""
+        by_time = self.elapsed / self.seconds if self.seconds else 0.0
+        return min(1.0, max(step / self.steps, by_time))
 
 
 def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
@@ -112,42 +142,49 @@ def make_optimizer(stage: Stage) -> torch.optim.AdamW:
     return torch.optim.AdamW(made, lr=1.0, betas=(0.9, 0.98), fused=True)
 
 
-def train(stage: Stage, state: State, loaders: int = 0) -> None:
-    """Run a stage to its last step, from its checkpoint if there is one. loaders: processes for batches.
+def train(stage: Stage, state: State, loaders: int = 0, seconds: float | None = None) -> None:
+    """Run a stage to its end, from its checkpoint if there is one.
 
+    loaders: processes that make its batches. seconds: it ends after these, if its steps take longer.
     Raises FloatingPointError once a loss is not finite, before anything is saved.
     """
     optimizer = make_optimizer(stage)
-    step = restore(stage, optimizer, state)
-    if step >= stage.budget.steps:
+    step, spent = restore(stage, optimizer, state)
+    clock = Clock(stage.budget.steps, seconds, spent)
+    if clock.progress(step) >= 1:
         return
     stage.trained.train()
     smooth: dict[str, Tensor] = {}
-    saved = time.monotonic()
-    batches = loaded(stage, step, loaders)
-    advanced = step
+    saved, shown_step = time.monotonic(), step
     with track(f"Stage {stage.name}", stage.budget.steps, step) as advance:
-        for batch in batches:
-            for key, value in take_step(stage, optimizer, step, batch).items():
+        for batch in loaded(stage, step, loaders):
+            clock.start()
+            for key, value in take_step(stage, optimizer, step, batch, clock.progress(step)).items():
                 smooth[key] = SMOOTH * smooth.get(key, value) + (1 - SMOOTH) * value
             step += 1
+            is_over = clock.progress(step) >= 1
             # Figures are fetched now and then: each time a GPU has to come to rest.
-            if step % LOG_STEPS == 0 or step in (1, stage.budget.steps):
+            if is_over or step % LOG_STEPS == 0 or step == 1:
                 shown = read_figures(stage, step, smooth)
                 log(state.curve(stage.name), step, shown)
-                advance(step - advanced, " ".join(f"{key} {value:.3f}" for key, value in shown.items()))
-                advanced = step
-            if time.monotonic() - saved > SAVE_SECONDS or step == stage.budget.steps:
+                note = " ".join(f"{key} {value:.3f}" for key, value in shown.items())
+                advance(step - shown_step, note)
+                shown_step = step
+            if is_over or time.monotonic() - saved > SAVE_SECONDS:
                 read_figures(stage, step, smooth)
-                save(stage, optimizer, step, state)
+                save(stage, optimizer, step, state, clock.elapsed)
                 saved = time.monotonic()
+            if is_over:
+                break
     stage.trained.eval()
 
 
-def take_step(stage: Stage, optimizer: torch.optim.AdamW, step: int, batch: Any) -> dict[str, Tensor]:
-    """One batch, one update. Returns the figures."""
+def take_step(
+    stage: Stage, optimizer: torch.optim.AdamW, step: int, batch: Any, progress: float
+) -> dict[str, Tensor]:
+    """One batch, one update at a share of the stage. Returns the figures."""
     for group in optimizer.param_groups:
-        group["lr"] = rate(step, stage.budget) * group["factor"]
+        group["lr"] = rate(progress, stage.budget) * group["factor"]
     torch.manual_seed(step)
     figures = stage.losses(move(batch, stage.device))
     optimizer.zero_grad(set_to_none=True)
@@ -165,11 +202,13 @@ def read_figures(stage: Stage, step: int, figures: Mapping[str, Tensor]) -> dict
     return read
 
 
-def save(stage: Stage, optimizer: torch.optim.AdamW, step: int, state: State) -> None:
-    """Write weights, optimiser and step; whole or not at all."""
+def save(stage: Stage, optimizer: torch.optim.AdamW, step: int, state: State, seconds: float = 0.0) -> None:
+    """Write weights, optimiser, step and seconds spent; whole or not at all."""
     weights = {name: p.detach() for name, p in trainable(stage.trained).items()}
     with write_whole(state.checkpoint(stage.name)) as path:
-        torch.save({"step": step, "weights": weights, "optimizer": optimizer.state_dict()}, path)
+        torch.save(
+            {"step": step, "seconds": seconds, "weights": weights, "optimizer": optimizer.state_dict()}, path
+        )
 
 
 def read(state: State, stage: str) -> dict[str, Any]:
@@ -181,14 +220,14 @@ def read(state: State, stage: str) -> dict[str, Any]:
     return checkpoint
 
 
-def restore(stage: Stage, optimizer: torch.optim.AdamW, state: State) -> int:
-    """Load a stage's checkpoint, if there is one; returns the step to go on from."""
+def restore(stage: Stage, optimizer: torch.optim.AdamW, state: State) -> tuple[int, float]:
+    """Load a stage's checkpoint, if there is one; returns the step to go on from, and the seconds spent."""
     if not state.checkpoint(stage.name).exists():
-        return 0
+        return 0, 0.0
     checkpoint = read(state, stage.name)
     put(stage.trained, checkpoint["weights"])
     optimizer.load_state_dict(checkpoint["optimizer"])
-    return int(checkpoint["step"])
+    return int(checkpoint["step"]), float(checkpoint["seconds"])
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ from training.language import CopyStage, LanguageStage
 from training.listening import AlignStage, JointStage, ListeningStage, OneStage, SingleStage
 from training.loop import Stage, put, read, train
 from training.network import new_model
-from training.recipe import Recipe, State
+from training.recipe import SHARES, Recipe, State
 from training.tokens import SYMBOLS, Encoder, vocabulary_texts
 
 SHARD_BYTES = 15 * 2**20
@@ -31,12 +31,14 @@ class Run:
     """A recipe at work: where its state lies and what it runs on.
 
     workers: processes that speak; with a GPU also those that prepare its batches and features.
+    seconds: for all stages together; None for all their steps.
     """
 
     recipe: Recipe
     state: State
     device: torch.device
     workers: int
+    seconds: float | None = None
 
     @property
     def loaders(self) -> int:
@@ -45,7 +47,8 @@ class Run:
 
     def train(self, stage: Stage) -> None:
         """Train one stage to its end."""
-        train(stage, self.state, self.loaders)
+        seconds = None if self.seconds is None else self.seconds * SHARES[stage.name]
+        train(stage, self.state, self.loaders, seconds)
 
 
 def speech(run: Run) -> None:

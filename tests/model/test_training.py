@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +28,7 @@ from training.dataset import Dataset, epoch_order
 from training.features import extract, wavlm_features, whisper_features
 from training.language import BLANK, CopyStage, LanguageStage, simulate
 from training.listening import SingleStage, turns_of
-from training.loop import make_optimizer, restore, save, take_step, train, trainable
+from training.loop import Clock, make_optimizer, rate, read, restore, save, take_step, train, trainable
 from training.network import (
     IGNORE,
     AlignmentLoss,
@@ -43,6 +45,7 @@ from training.network import (
     silence_wavlm,
     turn_labels,
 )
+from training.parallel import NEEDS, run_together
 from training.recipe import Recipe, StageBudget, State
 from training.scripts import Line, Script
 from training.tasks import Example
@@ -285,16 +288,73 @@ def test_a_run_resumes_exactly(learner: Callable[[int], SingleStage], tmp_path: 
     whole, half, rest = learner(6), learner(6), learner(6)
     optimizer = make_optimizer(whole)
     for step in range(6):
-        take_step(whole, optimizer, step, whole.batch(step))
+        take_step(whole, optimizer, step, whole.batch(step), step / 6)
     first = make_optimizer(half)
     for step in range(3):
-        take_step(half, first, step, half.batch(step))
+        take_step(half, first, step, half.batch(step), step / 6)
     save(half, first, 3, State(tmp_path))
     second = make_optimizer(rest)
-    for step in range(restore(rest, second, State(tmp_path)), 6):
-        take_step(rest, second, step, rest.batch(step))
+    for step in range(restore(rest, second, State(tmp_path))[0], 6):
+        take_step(rest, second, step, rest.batch(step), step / 6)
     for name, weight in trainable(whole.trained).items():
         assert torch.equal(weight, trainable(rest.trained)[name]), name
+
+
+def test_a_stage_ends_by_its_steps_or_by_its_seconds(
+    learner: Callable[[int], SingleStage], tmp_path: Path
+) -> None:
+    """Whatever comes first. What was spent counts when it goes on."""
+    clock = Clock(10, None)
+    clock.start()
+    assert [clock.progress(step) for step in (0, 5, 10, 20)] == [0, 0.5, 1, 1]
+    assert Clock(10, 8.0, spent=2.0).progress(1) == 0.25
+    state = State(tmp_path / "timed")
+    begin = time.monotonic()
+    train(learner(100_000), state, seconds=3.0)
+    assert time.monotonic() - begin < 60
+    checkpoint = read(state, "single")
+    assert 0 < checkpoint["step"] < 100_000
+    assert checkpoint["seconds"] >= 3.0
+    before = state.checkpoint("single").stat().st_mtime_ns
+    train(learner(100_000), state, seconds=3.0)
+    assert state.checkpoint("single").stat().st_mtime_ns == before
+
+
+def test_batches_of_other_processes_are_the_same(
+    learner: Callable[[int], SingleStage], tmp_path: Path
+) -> None:
+    here, elsewhere = learner(3), learner(3)
+    train(here, State(tmp_path / "here"))
+    train(elsewhere, State(tmp_path / "elsewhere"), loaders=2)
+    for name, weight in trainable(here.trained).items():
+        assert torch.equal(weight, trainable(elsewhere.trained)[name]), name
+
+
+def test_the_rate_rises_and_falls() -> None:
+    budget = StageBudget(10, 1, 1, 2e-3)
+    rates = [rate(progress, budget) for progress in (0.0, 0.02, 0.04, 0.52, 1.0)]
+    assert rates == pytest.approx([5e-5, 1e-3, 2e-3, 1.03e-3, 6e-5])
+
+
+def test_steps_wait_for_what_they_need(tmp_path: Path) -> None:
+    """Each leaves its name when it begins and when it ends; the first failure ends the rest."""
+    log = tmp_path / "log"
+
+    def command(step: str) -> list[str]:
+        note = f"print('{{}} {step}', file=open({str(log)!r}, 'a'), flush=True)"
+        return [sys.executable, "-c", f"{note.format('begin')}; {note.format('end')}"]
+
+    run_together(command)
+    lines = log.read_text().splitlines()
+    for step, needs in NEEDS.items():
+        for need in needs:
+            assert lines.index(f"end {need}") < lines.index(f"begin {step}")
+    hangs = [sys.executable, "-c", "import time; time.sleep(600)"]
+    fails = [sys.executable, "-c", "raise SystemExit(3)"]
+    begin = time.monotonic()
+    with pytest.raises(SystemExit, match="copy failed with exit code 3"):
+        run_together(lambda step: fails if step == "copy" else hangs)
+    assert time.monotonic() - begin < 60
 
 
 def test_eight_clips_are_learnt_to_the_letter(
@@ -330,7 +390,7 @@ def test_the_language_stage_learns_from_text_alone(directory: Path, tmp_path: Pa
     encoder = Encoder(Tokenizer(directory / "tokenizer.model"), small_config().llama)
     stage = LanguageStage(new_model(small_config(), 1), encoder, recipe)
     optimizer = make_optimizer(stage)
-    losses = [float(take_step(stage, optimizer, step, stage.batch(step))["loss"]) for step in range(12)]
+    losses = [float(take_step(stage, optimizer, i, stage.batch(i), i / 12)["loss"]) for i in range(12)]
     assert losses[-1] < losses[0] - 0.5
     assert not any("lora_" in name for name in trainable(stage.trained))
 
@@ -352,7 +412,7 @@ def test_the_copying_stage_learns_transcripts_alone(directory: Path) -> None:
     items = [stage._item(random.Random(seed), 1.0)[0] for seed in range(6)]
     assert {segment.task for item in items for segment in item.segments} == {"asr"}
     optimizer = make_optimizer(stage)
-    losses = [float(take_step(stage, optimizer, step, stage.batch(step))["loss"]) for step in range(12)]
+    losses = [float(take_step(stage, optimizer, i, stage.batch(i), i / 12)["loss"]) for i in range(12)]
     assert losses[-1] < losses[0] - 0.5
 
 
