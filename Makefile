@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 # For example: make env PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 PIP_FLAGS ?=
 
-.PHONY: help env env-train env-ray bench-env serve test test-all test-gpu lint proto docs train lock clean
+.PHONY: help env env-train env-ray bench-env bench-check serve test test-all test-gpu lint proto docs train lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -26,6 +26,9 @@ env-ray: env ## add Ray Serve
 
 bench-env: env ## add what benchmarks/peers needs: LitServe
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock -r requirements-bench.lock
+
+bench-check: bench-env ## measure every target on the CPU, a line each; fails where one is missed or not measured
+	$(BIN)/python -m benchmarks.check
 
 TRAIN ?= --recipe cpu
 train: env-train ## train the embedded default into training/state/model (TRAIN="--recipe gpu --device cuda")
