@@ -27,7 +27,7 @@ def python_of(environment: Path) -> str:
 
 
 def computing() -> dict[str, str]:
-    """As our engine's process computes: as many threads, and they wait alike. No hub is asked for anything."""
+    """As our engine's process computes: as many threads, waiting alike. No hub is asked for anything."""
     threads = str(torch.get_num_threads())
     return {**own_environment(), "OMP_NUM_THREADS": threads, "HF_HUB_OFFLINE": "1"}
 

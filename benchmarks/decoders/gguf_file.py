@@ -1,4 +1,4 @@
-"""A model directory's decoder as llama.cpp reads it: GGUF, float32 or float16. Needs gguf (`make bench-env`)."""
+"""A model directory's decoder as llama.cpp reads it: GGUF, F32 and F16. Needs gguf (`make bench-env`)."""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
-"""llama.cpp's own server, by xllamacpp: `python -m benchmarks.decoders.llamacpp_server FILE PORT BATCH TOKENS N`.
+"""llama.cpp's own server, by xllamacpp, until SIGINT. Runs in llama.cpp's own environment.
 
-TOKENS: of a prompt and its answer. N: threads. Runs in llama.cpp's own environment until SIGINT.
+    python -m benchmarks.decoders.llamacpp_server FILE DTYPE PORT BATCH TOKENS THREADS
+
+DTYPE: F32 or F16, of the cache. TOKENS: of a prompt and its answer.
 """
 
 from __future__ import annotations
@@ -13,13 +15,14 @@ import xllamacpp
 
 def main() -> None:
     """Serve what the command line says. What the server would do besides decoding is off."""
-    file, port, batch, tokens, threads = sys.argv[1], *map(int, sys.argv[2:])
+    file, dtype, port, batch, tokens, threads = *sys.argv[1:3], *map(int, sys.argv[3:])
     params = xllamacpp.CommonParams()
     params.model.path = file
     params.port = port
     params.n_parallel = batch
     params.n_ctx = batch * tokens
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
+    params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type[f"GGML_TYPE_{dtype}"]
     params.cache_ram_mib = 0
     params.n_ctx_checkpoints = 0
     params.fit_params = False

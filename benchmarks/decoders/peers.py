@@ -62,7 +62,7 @@ async def start_llamacpp(model: Path, shape: Shape, stack: AsyncExitStack) -> di
     for dtype in DTYPES:
         port = free_port()
         numbers = (port, shape.largest_batch, shape.most_tokens, torch.get_num_threads())
-        command = [f"{WORKERS}.llamacpp_server", str(gguf_path(folder, dtype)), *map(str, numbers)]
+        command = [f"{WORKERS}.llamacpp_server", str(gguf_path(folder, dtype)), dtype, *map(str, numbers)]
         python = python_of(LLAMACPP)
         server = Served(command, port, "/health", python=python, environment=computing())
         decoder = ServedDecoder(

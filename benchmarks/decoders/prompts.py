@@ -1,6 +1,6 @@
-"""What all decoders are asked: prompts of one number of tokens that share no more than the template's opening.
+"""What all are asked: prompts of one number of tokens that share no more than the template's opening.
 
-Our engine is asked in text (without audio, so its LoRA is off), the others by the very ids that it makes of it.
+Our engine is asked in text (without audio, so its LoRA is off), the others by the ids that it makes of it.
 """
 
 from __future__ import annotations

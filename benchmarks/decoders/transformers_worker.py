@@ -1,6 +1,8 @@
-"""transformers' continuous batching over a pipe: `python -m benchmarks.decoders.transformers_worker FOLDER N BATCH`.
+"""transformers' continuous batching over a pipe.
 
-N: tokens that the largest batch needs in the cache, for only a GPU's memory is measured.
+    python -m benchmarks.decoders.transformers_worker FOLDER N BATCH
+
+N: tokens that the largest batch needs in the cache, which transformers sizes by itself on a GPU alone.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
-"""vLLM's offline engine over a pipe: `python -m benchmarks.decoders.vllm_worker FOLDER MAX_TOKENS BATCH`.
+"""vLLM's offline engine over a pipe. Runs in vLLM's own environment.
 
-MAX_TOKENS: of a prompt and its answer. Runs in vLLM's own environment.
+    python -m benchmarks.decoders.vllm_worker FOLDER TOKENS BATCH
+
+TOKENS: of a prompt and its answer.
 """
 
 from __future__ import annotations
@@ -17,11 +19,11 @@ from benchmarks.decoders.piped import Prompts, own_stdout, serve
 def main() -> None:
     """Load, then serve."""
     pipe = own_stdout()
-    folder, max_tokens, batch = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    folder, tokens, batch = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     engine = LLM(
         folder,
         dtype="float32",
-        max_model_len=max_tokens,
+        max_model_len=tokens,
         max_num_seqs=batch,
         skip_tokenizer_init=True,
         enable_prefix_caching=False,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,12 @@ from model.convert_llama_hf import LM_HEAD
 
 HF_FOLDER = "decoder-hf"
 GGUF_FOLDER = "decoder-gguf"
+TOKENIZER = {
+    "tokenizer_class": "LlamaTokenizer",
+    "bos_token": "<s>",
+    "eos_token": "</s>",
+    "unk_token": "<unk>",
+}
 Write = Callable[[Path, Path], None]
 """Writes the decoder of a model directory into a new folder."""
 
@@ -34,7 +41,7 @@ def quiet_state(directory: Path) -> dict[str, Tensor]:
 
 
 def write_hf(directory: Path, folder: Path) -> None:
-    """A LlamaForCausalLM folder: config.json, model.safetensors, the tokenizer's model."""
+    """A LlamaForCausalLM folder: config.json, model.safetensors, the tokenizer."""
     config = llama_config(SpeechLLMConfig.load(directory))
     config.architectures = ["LlamaForCausalLM"]
     config.dtype = "float32"
@@ -42,6 +49,7 @@ def write_hf(directory: Path, folder: Path) -> None:
     contiguous = {name: tensor.contiguous() for name, tensor in quiet_state(directory).items()}
     save_file(contiguous, folder / "model.safetensors", {"format": "pt"})
     shutil.copyfile(directory / TOKENIZER_FILE, folder / TOKENIZER_FILE)
+    (folder / "tokenizer_config.json").write_text(json.dumps(TOKENIZER), encoding="utf-8")
 
 
 def derived(directory: Path, name: str, write: Write) -> Path:

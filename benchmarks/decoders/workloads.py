@@ -1,4 +1,4 @@
-"""Tokens per second of the language model alone, beside each peer, each a function that measures its targets."""
+"""Tokens per second of the language model alone beside each peer: functions that measure targets."""
 
 from __future__ import annotations
 
@@ -142,7 +142,8 @@ async def _run(
         for batch, target in targets.items()
         if batch in measured
     }
-    return Outcome(reached, _row(workload, model, shape, measured, reached) | {"peers": versions, "others_busy": busy})
+    row = _row(workload, model, shape, measured, reached)
+    return Outcome(reached, row | {"peers": versions, "others_busy": busy})
 
 
 async def _measure(

@@ -56,7 +56,8 @@ def table(outcomes: Sequence[Outcome]) -> str:
 
 def figures_of(outcome: Outcome) -> list[tuple[str, object]]:
     """Names and spreads: the targets, then what else the row has."""
-    targets = [(f"**{target.verdict(spread)}: {target}**", spread) for target, spread in outcome.reached.items()]
+    reached = outcome.reached.items()
+    targets = [(f"**{target.verdict(spread)}: {target}**", spread) for target, spread in reached]
     return [*targets, *(pair for pair in spreads_in(outcome.row) if not pair[0].startswith("reached: "))]
 
 
