@@ -14,7 +14,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 import httpx
 
@@ -109,25 +109,31 @@ class PipedDecoder:
             text=True,
             start_new_session=True,
         )
+        self._stdin, self._stdout = _pipes(self._process)
         self.versions: Mapping[str, str] = {}
 
     def __enter__(self) -> PipedDecoder:
         try:
             self.versions = self._read()
         except BaseException:
-            self._signal(signal.SIGKILL)
+            self._end(patience_s=0.0)
             raise
         self._signal(signal.SIGSTOP)
         return self
 
     def __exit__(self, *error: object) -> None:
         self._signal(signal.SIGCONT)
-        if self._process.stdin:
-            self._process.stdin.close()
+        self._end(patience_s=END_S)
+
+    def _end(self, patience_s: float) -> None:
+        """The end of its stdin asks the child to end; after `patience_s` nothing of it is left."""
+        with contextlib.suppress(BrokenPipeError):
+            self._stdin.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(END_S)
+            self._process.wait(patience_s)
         self._signal(signal.SIGKILL)
         self._process.wait()
+        self._stdout.close()
         self._log.close()
 
     async def decode(self, prompts: Sequence[TextPrompt], num_tokens: int) -> Decoded:
@@ -138,17 +144,16 @@ class PipedDecoder:
     def _ask(self, asked: Mapping[str, Any]) -> dict[str, Any]:
         self._signal(signal.SIGCONT)
         try:
-            if self._process.stdin is None:
-                raise ValueError("the child's stdin is not a pipe")
-            self._process.stdin.write(json.dumps(asked) + "\n")
-            self._process.stdin.flush()
+            with contextlib.suppress(BrokenPipeError):
+                self._stdin.write(json.dumps(asked) + "\n")
+                self._stdin.flush()
             return self._read()
         finally:
             self._signal(signal.SIGSTOP)
 
     def _read(self) -> dict[str, Any]:
         """The child's next line. Raises BenchError with the end of its log if it has ended."""
-        line = self._process.stdout.readline() if self._process.stdout else ""
+        line = self._stdout.readline()
         if not line:
             self._log.seek(0)
             raise BenchError(f"no answer:\n{self._log.read().decode(errors='replace')[-TAIL_CHARS:]}")
@@ -159,6 +164,12 @@ class PipedDecoder:
         """To all processes of the child that are left."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, number)
+
+
+def _pipes(process: subprocess.Popen[str]) -> tuple[IO[str], IO[str]]:
+    if process.stdin is None or process.stdout is None:
+        raise ValueError("stdin and stdout are not pipes")
+    return process.stdin, process.stdout
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ def own_stdout() -> TextIO:
 
 
 def serve(decode: Decode, pipe: TextIO, versions: dict[str, str]) -> None:
-    """Say what runs here, then answer batches until stdin ends. The clock is this process's: no pipe is in it."""
+    """Say what runs here, then answer batches until stdin ends. Timed here: no pipe is in it."""
     _say(pipe, versions)
     for line in sys.stdin:
         asked = json.loads(line)
