@@ -7,6 +7,7 @@ from typing import Any
 
 import gguf
 import numpy as np
+import numpy.typing as npt
 from sentencepiece import SentencePieceProcessor
 
 from benchmarks.decoders.weights import quiet_state
@@ -14,7 +15,7 @@ from model.checkpoint_format import TOKENIZER_FILE
 from model.config import LlamaConfig, SpeechLLMConfig
 from model.convert_llama_hf import is_rotary, to_interleaved
 
-DTYPES = {"F32": np.float32, "F16": np.float16}
+DTYPES: dict[str, npt.DTypeLike] = {"F32": np.float32, "F16": np.float16}
 FILE_TYPES = {"F32": gguf.LlamaFileType.ALL_F32, "F16": gguf.LlamaFileType.MOSTLY_F16}
 
 
@@ -73,7 +74,7 @@ def _kind(pieces: SentencePieceProcessor, token: int) -> gguf.TokenType:
     return gguf.TokenType.BYTE if pieces.is_byte(token) else gguf.TokenType.NORMAL
 
 
-def _add_tensors(writer: Any, directory: Path, config: LlamaConfig, dtype: type[np.floating[Any]]) -> None:
+def _add_tensors(writer: Any, directory: Path, config: LlamaConfig, dtype: npt.DTypeLike) -> None:
     """Matrices in `dtype`, norms in float32 as llama.cpp wants them. q and k keep Meta's rotary layout."""
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
     for name, tensor in quiet_state(directory).items():

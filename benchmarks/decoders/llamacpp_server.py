@@ -15,7 +15,8 @@ import xllamacpp
 
 def main() -> None:
     """Serve what the command line says. What the server would do besides decoding is off."""
-    file, dtype, port, batch, tokens, threads = *sys.argv[1:3], *map(int, sys.argv[3:])
+    file, dtype = sys.argv[1:3]
+    port, batch, tokens, threads = map(int, sys.argv[3:])
     params = xllamacpp.CommonParams()
     params.model.path = file
     params.port = port

@@ -36,7 +36,7 @@ def main() -> None:
     )
 
     def decode(prompts: Prompts, num_tokens: int) -> list[list[int]]:
-        greedy = GenerationConfig(
+        greedy = GenerationConfig(  # type: ignore[no-untyped-call]
             max_new_tokens=num_tokens, do_sample=False, eos_token_id=NO_TOKEN, pad_token_id=0
         )
         outputs = model.generate_batch(prompts, greedy, batching, persistent_manager=True)
