@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from transformers import LlamaTokenizer, Qwen2AudioConfig, WhisperFeatureExtractor
 
@@ -35,7 +36,8 @@ def write_qwen2_audio(directory: Path, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
     audio = _config(config, tokenizer.convert_tokens_to_ids(AUDIO_TOKENS[0]), len(tokenizer))
     audio.save_pretrained(folder)
-    WhisperFeatureExtractor(feature_size=config.whisper.num_mel_bins).save_pretrained(folder)
+    extractor: Any = WhisperFeatureExtractor  # untyped
+    extractor(feature_size=config.whisper.num_mel_bins).save_pretrained(folder)
     processor = {"processor_class": "Qwen2AudioProcessor", "chat_template": TEMPLATE}
     (folder / "processor_config.json").write_text(json.dumps(processor), encoding="utf-8")
 
@@ -61,7 +63,7 @@ def _config(config: SpeechLLMConfig, audio_token: int, vocab_size: int) -> Qwen2
         "max_position_embeddings": llama.max_position_embeddings,
         "vocab_size": vocab_size,
     }
-    made = Qwen2AudioConfig(audio_config=audio, text_config=text, audio_token_id=audio_token)
+    made = Qwen2AudioConfig(audio_config=audio, text_config=text, audio_token_index=audio_token)
     made.architectures = ["Qwen2AudioForConditionalGeneration"]
     made.dtype = "float32"
     return made
