@@ -22,7 +22,7 @@ class Shape:
     """Sizes: of every prompt, of every answer, and of the batches that are measured."""
 
     prompt_tokens: int = 32
-    answer_tokens: int = 64
+    answer_tokens: int = 32
     batches: tuple[int, ...] = (1, 8, 32)
 
     @property

@@ -38,7 +38,7 @@ def write_qwen2_audio(directory: Path, folder: Path) -> None:
     audio.save_pretrained(folder)
     extractor: Any = WhisperFeatureExtractor  # untyped
     extractor(feature_size=config.whisper.num_mel_bins).save_pretrained(folder)
-    processor = {"processor_class": "Qwen2AudioProcessor", "chat_template": TEMPLATE}
+    processor = {"processor_class": "Qwen2AudioProcessor"}
     (folder / "processor_config.json").write_text(json.dumps(processor), encoding="utf-8")
 
 
