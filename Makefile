@@ -24,11 +24,17 @@ env-train: env ## add what training needs: synthetic voices, Whisper tiny.en, fl
 env-ray: env ## add Ray Serve
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock -r requirements-ray.lock
 
-bench-env: env ## add what benchmarks/peers needs: LitServe
+BENCH_ENVS := build/bench-env
+bench-env: env $(BENCH_ENVS)/llamacpp/.stamp $(BENCH_ENVS)/vllm/.stamp ## add what the benchmarks need: LitServe; llama.cpp and vLLM in build/bench-env
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock -r requirements-bench.lock
 
 bench-check: bench-env ## measure every target on the CPU, a line each; fails where one is missed or not measured
 	$(BIN)/python -m benchmarks.check
+
+$(BENCH_ENVS)/%/.stamp: requirements-bench-%.lock
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --quiet --disable-pip-version-check $(PIP_FLAGS) --no-deps -r $<
+	touch $@
 
 TRAIN ?= --recipe cpu
 train: env-train ## train the embedded default into training/state/model (TRAIN="--recipe gpu --device cuda")
