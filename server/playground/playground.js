@@ -2,7 +2,7 @@
 // The page: what the server is, the key, and asking.
 
 import { ApiError, apiKey, ask, fetchLoad, fetchModel, fetchState, isAbort, keepApiKey } from "./api.js";
-import { currentClip, initClipCard, sayOfClip, setLimits } from "./clip_card.js";
+import { clipToAsk, initClipCard, setLimits } from "./clip_card.js";
 import { asDuration, asSeconds, asSize, find } from "./dom.js";
 import { Exchange, clearHistory } from "./history.js";
 
@@ -176,9 +176,9 @@ function stop() {
 
 /** @param {Fields} fields */
 async function submit(fields) {
-  const clip = currentClip();
-  if (running) return;
-  if (!clip) return sayOfClip("Choose, drop or record a clip first.");
+  if (running) return void (status.textContent = "One at a time: wait for the answer, or stop it.");
+  const clip = clipToAsk();
+  if (!clip) return;
   const controller = new AbortController();
   begin(controller);
   const exchange = new Exchange(clip.name, fields, submit);
