@@ -69,7 +69,7 @@ def default_server() -> Iterator[ServerProcess]:
 
 @dataclass
 class Visit:
-    """A page, and what the browser complained of. refusals, expected: statuses and words that tests provoke."""
+    """A page, and what the browser complained of. refusals, expected: statuses, words that tests provoke."""
 
     page: Page
     refusals: set[int] = field(default_factory=set)
