@@ -1,4 +1,4 @@
-"""`make env-tools` brings what the tests drive to a machine that has nothing yet. Nothing is installed here."""
+"""`make env-tools` brings what the tests drive to a fresh machine. Nothing is installed here."""
 
 import re
 import subprocess
