@@ -163,6 +163,7 @@ function showClip(shown) {
   position.disabled = playButton.disabled = false;
   playback.hidden = shown.seconds === null;
   sayOfClip(warningOf(shown));
+  showPlaying(); // a new source drops the event of the pause
   showPosition(0);
 }
 

@@ -143,6 +143,7 @@ function initAsking() {
     event.preventDefault();
     submit(readFields());
   });
+  form.addEventListener("input", ({ target }) => target instanceof Element && target.removeAttribute("aria-invalid"));
   stopButton.addEventListener("click", stop);
   prompt.addEventListener("keydown", (event) => {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) form.requestSubmit();

@@ -237,6 +237,7 @@ def test_what_is_no_audio_and_what_is_no_number(visit: Visit, tmp_path: Path) ->
     assert facts(page, ".error-facts")["Parameter"] == "temperature"
     expect(page.locator("#temperature")).to_have_attribute("aria-invalid", "true")
     page.fill("#temperature", "0.5")
+    expect(page.locator("#temperature")).not_to_have_attribute("aria-invalid", "true")
     page.fill("#seed", "7")
     page.fill("#max_tokens", "2")
     ask(page, "What is said?")
@@ -285,9 +286,16 @@ def copied(page: Page, label: str) -> str:
     return str(page.evaluate("() => navigator.clipboard.readText()"))
 
 
-def test_a_recording_and_an_example_can_be_saved(visit: Visit, tmp_path: Path) -> None:
+def test_an_example_is_played_and_saved(visit: Visit, tmp_path: Path) -> None:
     """For the commands read the clip from a file."""
     page = visit.page
+    page.get_by_role("button", name="Two voices").click()
+    expect(page.locator("#clip-name")).to_have_text("shop.flac, 4.4 s, 59 KiB")
+    page.click("#play")
+    expect(page.locator("#play")).to_have_text("Pause")
+    page.get_by_role("button", name="One voice").click()
+    expect(page.locator("#clip-name")).to_have_text("evening.flac, 3.5 s, 47 KiB")
+    expect(page.locator("#play")).to_have_text("Play")
     page.get_by_role("button", name="Two voices").click()
     expect(page.locator("#clip-name")).to_have_text("shop.flac, 4.4 s, 59 KiB")
     with page.expect_download() as download:
