@@ -4,7 +4,14 @@ BIN := $(VENV)/bin
 # For example: make env PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 PIP_FLAGS ?=
 
-.PHONY: help env env-train env-ray bench-env bench-check serve test test-all test-gpu lint proto docs train lock clean
+# Programs that tests drive. Debian's packages are called like them.
+TOOLS := curl openssl nginx haproxy prometheus chromium npm
+APT := $(if $(filter-out 0,$(shell id -u)),sudo) env DEBIAN_FRONTEND=noninteractive apt-get
+# $(call need,PROGRAM...) installs what is missing. The lists first: a fresh machine has none.
+need = missing=$$(for tool in $(1); do PATH="$$PATH:/usr/sbin" command -v $$tool >/dev/null || echo $$tool; done); \
+	[ -z "$$missing" ] || { $(APT) update -qq && $(APT) install -y --no-install-recommends $$missing; }
+
+.PHONY: help env env-train env-ray env-tools bench-env bench-check serve test test-all test-gpu lint proto docs train lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -19,16 +26,25 @@ $(VENV)/.stamp: requirements.lock pyproject.toml
 
 env-train: env ## add what training needs: synthetic voices, Whisper tiny.en, flite
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock -r requirements-train.lock
-	command -v flite >/dev/null || apt-get install -y flite
+	$(call need,flite)
 
 env-ray: env ## add Ray Serve
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock -r requirements-ray.lock
 
-bench-env: env ## add what benchmarks/peers needs: LitServe
+env-tools: ## install the programs that tests drive, with apt-get
+	$(call need,$(TOOLS))
+
+BENCH_ENVS := build/bench-env
+bench-env: env $(BENCH_ENVS)/llamacpp/.stamp $(BENCH_ENVS)/vllm/.stamp ## add what the benchmarks need: LitServe; llama.cpp and vLLM in build/bench-env
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock -r requirements-bench.lock
 
 bench-check: bench-env ## measure every target on the CPU, a line each; fails where one is missed or not measured
 	$(BIN)/python -m benchmarks.check
+
+$(BENCH_ENVS)/%/.stamp: requirements-bench-%.lock
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --quiet --disable-pip-version-check $(PIP_FLAGS) --no-deps -r $<
+	touch $@
 
 TRAIN ?= --recipe cpu
 train: env-train ## train the embedded default into training/state/model (TRAIN="--recipe gpu --device cuda")
@@ -59,9 +75,7 @@ docs: env ## write docs/api.md from /openapi.json and the proto
 test: env lint ## the default checks and tests, under 10 minutes
 	$(BIN)/pytest
 
-test-all: env-train env-ray bench-env lint ## every test that needs no GPU; installs the programs it needs where they are missing
-	for tool in curl openssl nginx haproxy prometheus chromium; do command -v $$tool >/dev/null || apt-get install -y $$tool || exit 1; done
-	command -v npm >/dev/null || apt-get install -y nodejs npm
+test-all: env-train env-ray env-tools bench-env lint ## every test that needs no GPU
 	$(BIN)/pytest -m 'not gpu' --no-skips
 
 test-gpu: env ## the tests that need a CUDA device

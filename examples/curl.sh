@@ -9,8 +9,8 @@ set -euo pipefail
 url=${WAVLLM_URL:-http://127.0.0.1:8000}
 clip=${1:-$(dirname "$0")/clips/evening.flac}
 prompt=${2:-What is said?}
-if [[ $prompt == *[\"\\]* ]]; then
-  echo "curl.sh puts the prompt into JSON as it is: no quotes and backslashes, please" >&2
+if [[ $prompt == *[\"\\[:cntrl:]]* ]]; then
+  echo "curl.sh puts the prompt into JSON as it is: no quotes, backslashes and line feeds, please" >&2
   exit 2
 fi
 
@@ -39,7 +39,7 @@ echo "# a streamed answer: one event a line, [DONE] at the end"
 ask --no-buffer "$url/v1/speech/chat" "${upload[@]}" --form stream=true
 
 echo "# the same question as JSON, the clip in base64"
-(printf '{"prompt": "%s", "max_tokens": 64, "audio": {"data": "' "$prompt"; base64 -w0 "$clip"; printf '"}}') |
+(printf '{"prompt": "%s", "max_tokens": 64, "audio": {"data": "' "$prompt"; base64 <"$clip" | tr -d '\n'; printf '"}}') |
   ask "$url/v1/speech/chat" --header 'content-type: application/json' --data-binary @-
 
 echo "# a transcription, as OpenAI has it"

@@ -9,8 +9,8 @@ set -euo pipefail
 server=${WAVLLM_GRPC:-127.0.0.1:50051}
 clip=${1:-$(dirname "$0")/clips/evening.flac}
 prompt=${2:-What is said?}
-if [[ $prompt == *[\"\\]* ]]; then
-  echo "grpcurl.sh puts the prompt into JSON as it is: no quotes and backslashes, please" >&2
+if [[ $prompt == *[\"\\[:cntrl:]]* ]]; then
+  echo "grpcurl.sh puts the prompt into JSON as it is: no quotes, backslashes and line feeds, please" >&2
   exit 2
 fi
 
@@ -35,7 +35,7 @@ echo "# the model and its limits"
 call wavllm.v1.SpeechChat/GetModelInfo <<<'{}'
 
 # bytes are base64 in JSON
-data=$(base64 -w0 "$clip")
+data=$(base64 <"$clip" | tr -d '\n')
 
 echo "# a whole answer"
 call wavllm.v1.SpeechChat/Chat <<<"{\"prompt\": \"$prompt\", \"audio\": {\"data\": \"$data\"}}"
@@ -46,7 +46,7 @@ call wavllm.v1.SpeechChat/ChatStream <<<"{\"prompt\": \"$prompt\", \"audio\": {\
 echo "# an upload: the config, then the clip in pieces"
 {
   echo "{\"config\": {\"prompt\": \"$prompt\", \"generation\": {\"max_tokens\": 64}}}"
-  base64 -w65536 "$clip" | while IFS= read -r piece || [[ -n $piece ]]; do
+  base64 <"$clip" | tr -d '\n' | fold -w 65536 | while IFS= read -r piece || [[ -n $piece ]]; do
     echo "{\"chunk\": \"$piece\"}"
   done
 } | call wavllm.v1.SpeechChat/ChatUpload

@@ -23,6 +23,7 @@ class LoraLinear(nn.Module):
         self.groups = groups
         self.out_features = out_features
         self.merged = False
+        self._packed: Tensor | None = None
         self.weight = nn.Parameter(torch.empty(groups * out_features, in_features))
         self.lora_A = nn.Parameter(torch.zeros(groups, in_features, r))
         self.lora_B = nn.Parameter(torch.zeros(groups, r, out_features))
@@ -37,6 +38,21 @@ class LoraLinear(nn.Module):
         return out
 
     @torch.no_grad()
+    def packed(self) -> Tensor:
+        """W and below it all A, transposed, as one tensor [groups * (out + r), in]: one product for both.
+        From the first call on the parameters are views of it; merged weights are W alone.
+        """
+        if self.merged:
+            return self.weight.data
+        if self._packed is None:
+            rank_rows = self.lora_A.data.transpose(1, 2).flatten(0, 1)
+            whole = self._packed = torch.cat([self.weight.data, rank_rows])
+            self.weight.data = whole[: len(self.weight)]
+            low = whole[len(self.weight) :].view(self.groups, -1, whole.shape[1])
+            self.lora_A.data = low.transpose(1, 2)
+        return self._packed
+
+    @torch.no_grad()
     def merge(self, scale: Tensor) -> None:
         """Fold the LoRA at one fixed scale [out] into the weight, in place: W + (AB) diag(s).
 
@@ -47,4 +63,5 @@ class LoraLinear(nn.Module):
             update = (self.lora_A[group].double() @ self.lora_B[group].double()) * scale.double()
             weight[group].copy_((weight[group].double() + update.t()).to(weight.dtype))
         self.merged = True
+        self._packed = None
         del self.lora_A, self.lora_B

@@ -46,13 +46,13 @@ class SpeechLLM(nn.Module):
         return KVCache(self.config.llama, num_pages, page_size, self.dtype, self.device)
 
     def clip_features(self, waveform: Tensor) -> ClipFeatures:
-        """[T] float32 at 16 kHz -> what the encoders read."""
-        return self.features(waveform)
+        """[T] float32 at 16 kHz -> what the encoders read, on the weights' device."""
+        return self.features(waveform.to(self.device))
 
     @torch.inference_mode()
     def encode_audio(self, waveforms: Sequence[Tensor]) -> list[Tensor]:
         """Clips [T] float32 at 16 kHz -> audio embeddings [num_audio_tokens(T), D] each."""
-        clips = [self.features(waveform) for waveform in waveforms]
+        clips = [self.clip_features(waveform) for waveform in waveforms]
         embeddings: list[Tensor] = self.audio_encoder(clips)
         return embeddings
 

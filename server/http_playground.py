@@ -21,7 +21,7 @@ MEDIA_TYPES = {
     ".js": "text/javascript; charset=utf-8",
     ".css": "text/css; charset=utf-8",
     ".svg": "image/svg+xml",
-    ".wav": "audio/wav",
+    ".flac": "audio/flac",
 }
 # blob: is the user's own clip, played from the browser's memory; nothing else may come from elsewhere.
 CONTENT_SECURITY_POLICY = "; ".join((

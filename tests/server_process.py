@@ -18,7 +18,8 @@ import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
 CONSOLE_SCRIPT = Path(sys.executable).with_name("wavllm")
-START_S = 90
+START_S = 300
+"""A busy machine takes many times the usual seconds; a server that ends is noticed at once."""
 
 
 class ServerProcess:

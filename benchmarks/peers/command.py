@@ -47,14 +47,18 @@ def table(outcomes: Sequence[Outcome]) -> str:
     """What was reached and the figures behind it, in Markdown."""
     lines = ["| workload | figure | median (range, repetitions) |", "|---|---|---|"]
     for one in outcomes:
-        figures: list[tuple[str, object]] = [
-            (f"**{target.verdict(spread)}: {target}**", spread) for target, spread in one.reached.items()
-        ]
-        figures += [pair for pair in spreads_in(one.row) if not pair[0].startswith("reached: ")]
+        figures = figures_of(one)
         if agreed := one.row.get("agreement"):
             figures.append(("answers with our token ids", f"{agreed['equal']} of {agreed['compared']}"))
         lines += [f"| {one.row['workload']} | {name} | {figure} |" for name, figure in figures]
     return "\n".join(lines)
+
+
+def figures_of(outcome: Outcome) -> list[tuple[str, object]]:
+    """Names and spreads: the targets, then what else the row has."""
+    reached = outcome.reached.items()
+    targets = [(f"**{target.verdict(spread)}: {target}**", spread) for target, spread in reached]
+    return [*targets, *(pair for pair in spreads_in(outcome.row) if not pair[0].startswith("reached: "))]
 
 
 def spreads_in(row: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, record.Spread]]:

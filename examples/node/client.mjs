@@ -11,7 +11,7 @@ import grpc from "@grpc/grpc-js";
 import { loadSync } from "@grpc/proto-loader";
 
 const pathOf = (relative) => fileURLToPath(new URL(relative, import.meta.url));
-const [clip = pathOf("../../tests/golden/audio/kitchen.wav"), prompt = "What is said?"] = process.argv.slice(2);
+const [clip = pathOf("../clips/evening.flac"), prompt = "What is said?"] = process.argv.slice(2);
 const DEADLINE_MS = 60_000;
 const CHUNK_BYTES = 64 * 1024;
 

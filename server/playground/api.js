@@ -168,11 +168,25 @@ function take(answer, chunk) {
 async function* chunksOf(body, requestId) {
   for await (const data of eventsOf(body)) {
     if (data === "[DONE]") return;
-    const chunk = JSON.parse(data);
+    const chunk = chunkOf(data);
+    if (!chunk) throw new ApiError({ code: "not_understood" }, { requestId });
     if (chunk.error) throw new ApiError(chunk.error, { requestId });
     yield chunk;
   }
   throw new ApiError({ message: "The connection ended before the answer did.", code: "network" }, { requestId });
+}
+
+/**
+ * @param {string} data
+ * @returns {?Chunk} null for what no server of this kind sends
+ */
+function chunkOf(data) {
+  try {
+    const chunk = JSON.parse(data);
+    return chunk.error || Array.isArray(chunk.choices) ? chunk : null;
+  } catch {
+    return null;
+  }
 }
 
 /**

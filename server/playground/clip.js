@@ -11,16 +11,20 @@ const ENDINGS = { "audio/webm": "webm", "audio/mp4": "m4a", "audio/ogg": "ogg" }
 
 /**
  * A file with what can be seen of it; samples and seconds are null where the browser cannot decode it.
+ * Throws if its bytes cannot be read.
  *
- * @param {Blob} blob
+ * @param {Blob} file
  * @param {string} name
  * @returns {Promise<Clip>}
  */
-export async function readClip(blob, name) {
+export async function readClip(file, name) {
+  const bytes = await file.arrayBuffer();
+  // Kept in memory, for the file may change or go before it is asked about again.
+  const blob = new Blob([bytes], { type: file.type });
   try {
     // An offline context decodes without being allowed to play, and at a rate that keeps long files small.
     const context = new OfflineAudioContext(1, 1, PREVIEW_RATE);
-    const decoded = await context.decodeAudioData(await blob.arrayBuffer());
+    const decoded = await context.decodeAudioData(bytes);
     return { blob, name, samples: decoded.getChannelData(0), seconds: decoded.duration };
   } catch {
     return { blob, name, samples: null, seconds: null };
@@ -126,7 +130,13 @@ export class Recording {
 
   /** Ask for the microphone and begin. Throws RecordingError. */
   static async start() {
-    return new Recording(await openMicrophone());
+    const stream = await openMicrophone();
+    try {
+      return new Recording(stream);
+    } catch {
+      for (const track of stream.getTracks()) track.stop();
+      throw new RecordingError("This browser cannot record from the microphone. Choose a file instead.");
+    }
   }
 
   get seconds() {
@@ -140,13 +150,24 @@ export class Recording {
     return Math.min(1, peaksOf(samples, 1)[0]);
   }
 
-  /** End it and give the microphone back. */
+  get name() {
+    return `recording.${ENDINGS[this._type] ?? "bin"}`;
+  }
+
+  get _type() {
+    return this._recorder.mimeType.split(";")[0];
+  }
+
+  /**
+   * End it and give the microphone back.
+   *
+   * @returns {Promise<Blob>} what was recorded
+   */
   async stop() {
     if (this._recorder.state !== "inactive") this._recorder.stop();
     await this._ended;
     for (const track of this._stream.getTracks()) track.stop();
     await this._context.close();
-    const type = this._recorder.mimeType.split(";")[0];
-    return { blob: new Blob(this._pieces, { type }), name: `recording.${ENDINGS[type] ?? "bin"}` };
+    return new Blob(this._pieces, { type: this._type });
   }
 }

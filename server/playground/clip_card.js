@@ -1,6 +1,7 @@
 // @ts-check
 // The card of the clip: chosen, dropped, an example or recorded; drawn and played.
 
+import { isAbort } from "./api.js";
 import { Recording, RecordingError, drawBars, drawClip, readClip } from "./clip.js";
 import { asClock, asSeconds, asSize, find } from "./dom.js";
 
@@ -12,7 +13,6 @@ const LEVEL_EVERY_MS = 80;
 
 const card = find("#clip-card", HTMLElement);
 const fileInput = find("#file", HTMLInputElement);
-const exampleSelect = find("#example", HTMLSelectElement);
 const recordButton = find("#record", HTMLButtonElement);
 const playButton = find("#play", HTMLButtonElement);
 const position = find("#position", HTMLInputElement);
@@ -20,6 +20,7 @@ const canvas = find("#waveform", HTMLCanvasElement);
 const player = find("#player", HTMLElement);
 const playback = find("#playback", HTMLElement);
 const message = find("#clip-message", HTMLElement);
+const saveLink = find("#save", HTMLAnchorElement);
 const audio = new Audio();
 const calm = matchMedia("(prefers-reduced-motion: reduce)");
 
@@ -31,9 +32,15 @@ let limits = null;
 let recording = null;
 let numChoices = 0;
 
-/** @returns {?Clip} */
-export function currentClip() {
-  return clip;
+/** @returns {?Clip} the clip to ask about; null, and the user told why, if there is none that the server could take */
+export function clipToAsk() {
+  const hindrance = recording
+    ? "Stop the recording first."
+    : clip
+      ? sizeWarningOf(clip)
+      : "Choose, drop or record a clip first.";
+  if (hindrance) sayOfClip(hindrance);
+  return hindrance ? null : clip;
 }
 
 /** @param {Model} model whose limits clips are held against */
@@ -45,21 +52,25 @@ export function setLimits(model) {
 }
 
 /** @param {string} text */
-export function sayOfClip(text) {
+function sayOfClip(text) {
   message.textContent = text;
 }
 
 /** @param {(clip: Clip) => void} onClip called whenever there is another clip */
 export function initClipCard(onClip) {
-  const take = (/** @type {Blob} */ blob, /** @type {string} */ name) => takeClip(blob, name, onClip);
+  /** @type {Take} */
+  const take = (source, name) => takeClip(source, name, onClip);
   fileInput.addEventListener("change", () => takeChosen(take));
-  exampleSelect.addEventListener("change", () => takeExample(take));
+  for (const button of card.querySelectorAll("[data-clip]")) {
+    button.addEventListener("click", () => takeExample(button.getAttribute("data-clip") ?? "", take));
+  }
   recordButton.addEventListener("click", () => (recording ? stopRecording(take) : startRecording(take)));
   initDrop(take);
   initPlayer();
 }
 
-/** @typedef {(blob: Blob, name: string) => Promise<void>} Take */
+/** @typedef {Blob | Promise<Blob>} Source */
+/** @typedef {(source: Source, name: string) => Promise<void>} Take */
 
 /** @param {Take} take */
 function takeChosen(take) {
@@ -68,24 +79,27 @@ function takeChosen(take) {
   if (file) take(file, file.name);
 }
 
-/** @param {Take} take */
-async function takeExample(take) {
-  const path = exampleSelect.value;
-  if (!path) return;
-  try {
-    const response = await fetch(new URL(path, document.baseURI));
-    if (!response.ok) throw new Error(`status ${response.status}`);
-    await take(await response.blob(), path.split("/").at(-1) ?? "example.wav");
-    exampleSelect.value = path;
-  } catch {
-    sayOfClip("The example cannot be loaded.");
-  }
+/**
+ * @param {string} path
+ * @param {Take} take
+ */
+function takeExample(path, take) {
+  return take(fetchExample(path), path.split("/").at(-1) ?? "example");
+}
+
+/** @param {string} path */
+async function fetchExample(path) {
+  const response = await fetch(new URL(path, document.baseURI));
+  if (!response.ok) throw new Error(`status ${response.status}`);
+  return response.blob();
 }
 
 /** @param {Take} take */
 function initDrop(take) {
-  // On the whole page, for a file dropped beside the card would make the browser leave.
+  // On the whole page, for a file dropped beside the card would make the browser leave. Text may go where it likes.
+  const holdsFiles = (/** @type {DragEvent} */ event) => event.dataTransfer?.types.includes("Files");
   addEventListener("dragover", (event) => {
+    if (!holdsFiles(event)) return;
     event.preventDefault();
     card.classList.add("dropping");
   });
@@ -93,6 +107,7 @@ function initDrop(take) {
     if (!event.relatedTarget) card.classList.remove("dropping");
   });
   addEventListener("drop", (event) => {
+    if (!holdsFiles(event)) return;
     event.preventDefault();
     card.classList.remove("dropping");
     const file = event.dataTransfer?.files[0];
@@ -101,19 +116,36 @@ function initDrop(take) {
 }
 
 /**
- * @param {Blob} blob
+ * The last choice wins, however long each takes to come.
+ *
+ * @param {Source} source
  * @param {string} name
  * @param {(clip: Clip) => void} onClip
  */
-async function takeClip(blob, name, onClip) {
+async function takeClip(source, name, onClip) {
   const choice = ++numChoices;
+  endRecording()?.stop(); // whoever chooses another clip does not want it
   sayOfClip("Reading the clip.");
-  const read = await readClip(blob, name);
-  if (choice !== numChoices) return; // another one was chosen meanwhile
+  const read = await readSource(source, name);
+  if (choice !== numChoices) return;
+  if (!read) return sayOfClip("The clip cannot be read.");
   clip = read;
-  exampleSelect.value = "";
   showClip(read);
   onClip(read);
+}
+
+/**
+ * @param {Source} source
+ * @param {string} name
+ * @returns {Promise<?Clip>} null if it is gone, or a folder
+ */
+async function readSource(source, name) {
+  try {
+    const blob = await source;
+    return sizeWarningOf({ blob }) ? { blob, name, samples: null, seconds: null } : await readClip(blob, name);
+  } catch {
+    return null;
+  }
 }
 
 /** @param {Clip} shown */
@@ -121,6 +153,8 @@ function showClip(shown) {
   audio.pause();
   URL.revokeObjectURL(audio.src);
   audio.src = URL.createObjectURL(shown.blob);
+  saveLink.href = audio.src;
+  saveLink.download = shown.name;
   player.hidden = false;
   const length = shown.seconds === null ? "" : `, ${asSeconds(shown.seconds)}`;
   find("#clip-name", HTMLElement).textContent = `${shown.name}${length}, ${asSize(shown.blob.size)}`;
@@ -129,14 +163,20 @@ function showClip(shown) {
   position.disabled = playButton.disabled = false;
   playback.hidden = shown.seconds === null;
   sayOfClip(warningOf(shown));
+  showPlaying(); // a new source drops the event of the pause
   showPosition(0);
+}
+
+/** @param {{blob: Blob}} shown */
+function sizeWarningOf({ blob }) {
+  if (!limits || blob.size <= limits.max_upload_bytes) return "";
+  return `More than the ${asSize(limits.max_upload_bytes)} that this server takes.`;
 }
 
 /** @param {Clip} shown what is likely to be refused; the server decides */
 function warningOf({ blob, seconds }) {
-  if (limits && blob.size > limits.max_upload_bytes) {
-    return `More than the ${asSize(limits.max_upload_bytes)} that this server takes.`;
-  }
+  const tooLarge = sizeWarningOf({ blob });
+  if (tooLarge) return tooLarge;
   if (seconds === null) return "This browser cannot show or play the file. The server decides for itself.";
   if (limits && seconds > limits.max_audio_seconds) {
     return `Longer than the ${asSeconds(limits.max_audio_seconds)} that this server takes.`;
@@ -145,7 +185,7 @@ function warningOf({ blob, seconds }) {
 }
 
 function initPlayer() {
-  playButton.addEventListener("click", () => (audio.paused ? audio.play() : audio.pause()));
+  playButton.addEventListener("click", () => (audio.paused ? play() : audio.pause()));
   for (const kind of ["play", "pause", "ended"]) audio.addEventListener(kind, showPlaying);
   position.addEventListener("input", () => seek(Number(position.value)));
   canvas.addEventListener("click", (event) => {
@@ -154,6 +194,14 @@ function initPlayer() {
   new ResizeObserver(redraw).observe(canvas);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
   audio.addEventListener("timeupdate", redraw);
+}
+
+async function play() {
+  try {
+    await audio.play();
+  } catch (error) {
+    if (!isAbort(error)) sayOfClip("This browser cannot play the clip."); // an abort: paused, or another clip came
+  }
 }
 
 /** @param {number} seconds */
@@ -197,6 +245,7 @@ async function startRecording(take) {
     recordButton.textContent = "Stop recording";
     recordButton.classList.add("recording");
     player.hidden = playback.hidden = false;
+    saveLink.removeAttribute("href");
     playButton.disabled = position.disabled = true;
     sayOfClip("Recording.");
     showRecording(recording, [], take);
@@ -230,11 +279,16 @@ function showRecording(running, levels, take) {
 
 /** @param {Take} take */
 async function stopRecording(take) {
+  const ended = endRecording();
+  if (!ended) return;
+  await take(ended.stop(), ended.name);
+}
+
+/** @returns {?Recording} the one that ran, still to be stopped */
+function endRecording() {
   const ended = recording;
   recording = null;
   recordButton.textContent = "Record";
   recordButton.classList.remove("recording");
-  if (!ended) return;
-  const { blob, name } = await ended.stop();
-  await take(blob, name);
+  return ended;
 }

@@ -48,17 +48,24 @@ export function curlCommand(url, fileName, fields, withKey) {
  */
 export function pythonProgram(url, fileName, fields, withKey) {
   const entries = Object.entries(fields).map(([name, value]) => `    ${pythonText(name)}: ${pythonText(value)},`);
-  const headers = withKey ? `headers={"authorization": f"Bearer {os.environ['${KEY_VARIABLE}']}"}, ` : "";
+  const headers = `        headers={"authorization": f"Bearer {os.environ['${KEY_VARIABLE}']}"},`;
   return [
     ...(withKey ? ["import os", ""] : []),
-    "import httpx",
+    "import httpx  # pip install httpx",
     "",
     "fields = {",
     ...entries,
     "}",
     `with open(${pythonText(fileName)}, "rb") as clip:`,
-    `    reply = httpx.post(${pythonText(url.href)}, ${headers}data=fields, files={"file": clip}, timeout=300)`,
-    "reply.raise_for_status()",
+    "    reply = httpx.post(",
+    `        ${pythonText(url.href)},`,
+    ...(withKey ? [headers] : []),
+    "        data=fields,",
+    '        files={"file": clip},',
+    "        timeout=300,",
+    "    )",
+    "if reply.is_error:",
+    "    raise SystemExit(reply.text)",
     'print(reply.json()["choices"][0]["message"]["content"])',
   ].join("\n");
 }

@@ -12,6 +12,7 @@ import { announce, asDuration, find, showFacts } from "./dom.js";
 const list = find("#history", HTMLOListElement);
 const template = find("#exchange", HTMLTemplateElement);
 const hint = find("#no-answers", HTMLElement);
+const COPIED_MS = 2000;
 const NO_INSTRUCTION = "(no instruction: the question is in the audio)";
 
 /** Another clip: its questions begin anew. */
@@ -123,6 +124,8 @@ export class Exchange {
    */
   _showCommands(fileName, fields) {
     const withKey = apiKey() !== "";
+    const key = withKey ? ` and WAVLLM_KEY holds the key` : "";
+    find(".place", HTMLElement, this._item).textContent = `Run it where ${fileName} lies${key}.`;
     this._showCommand("curl", curlCommand(CHAT_URL, fileName, fields, withKey));
     this._showCommand("python", pythonProgram(CHAT_URL, fileName, fields, withKey));
   }
@@ -149,6 +152,7 @@ async function copy(shown, button) {
   try {
     await navigator.clipboard.writeText(shown.textContent ?? "");
     button.textContent = "Copied";
+    setTimeout(() => (button.textContent = "Copy"), COPIED_MS);
     announce("Copied.");
   } catch {
     getSelection()?.selectAllChildren(shown);

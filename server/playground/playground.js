@@ -2,7 +2,7 @@
 // The page: what the server is, the key, and asking.
 
 import { ApiError, apiKey, ask, fetchLoad, fetchModel, fetchState, isAbort, keepApiKey } from "./api.js";
-import { currentClip, initClipCard, sayOfClip, setLimits } from "./clip_card.js";
+import { clipToAsk, initClipCard, setLimits } from "./clip_card.js";
 import { asDuration, asSeconds, asSize, find } from "./dom.js";
 import { Exchange, clearHistory } from "./history.js";
 
@@ -143,6 +143,7 @@ function initAsking() {
     event.preventDefault();
     submit(readFields());
   });
+  form.addEventListener("input", ({ target }) => target instanceof Element && target.removeAttribute("aria-invalid"));
   stopButton.addEventListener("click", stop);
   prompt.addEventListener("keydown", (event) => {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) form.requestSubmit();
@@ -176,9 +177,9 @@ function stop() {
 
 /** @param {Fields} fields */
 async function submit(fields) {
-  const clip = currentClip();
-  if (running) return;
-  if (!clip) return sayOfClip("Choose, drop or record a clip first.");
+  if (running) return void (status.textContent = "One at a time: wait for the answer, or stop it.");
+  const clip = clipToAsk();
+  if (!clip) return;
   const controller = new AbortController();
   begin(controller);
   const exchange = new Exchange(clip.name, fields, submit);

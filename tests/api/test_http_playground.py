@@ -62,7 +62,7 @@ async def test_the_page_needs_no_key(client: httpx.AsyncClient) -> None:
 
 
 async def test_every_part_is_served_as_what_it_is(client: httpx.AsyncClient) -> None:
-    kinds = {"js": "text/javascript", "css": "text/css", "svg": "image/svg+xml", "wav": "audio/wav"}
+    kinds = {"js": "text/javascript", "css": "text/css", "svg": "image/svg+xml", "flac": "audio/flac"}
     for name, path in PATHS.items():
         if name == PAGE:
             continue
@@ -88,7 +88,7 @@ async def test_headers(client: httpx.AsyncClient, path: str) -> None:
     assert [name for name, rule in policy.items() if "blob:" in rule] == ["media-src"]
 
 
-@pytest.mark.parametrize("path", ["/", "/playground/clips/kitchen.wav"])
+@pytest.mark.parametrize("path", ["/", "/playground/clips/shop.flac"])
 async def test_a_browser_that_has_it_is_told_so(client: httpx.AsyncClient, path: str) -> None:
     first = await client.get(path)
     etag = first.headers["etag"]
@@ -148,7 +148,7 @@ def test_the_page_needs_no_inline_script_or_style() -> None:
 
 def test_what_the_page_refers_to_exists() -> None:
     loaded = [value for value in (*TAGS.values("src"), *TAGS.values("href")) if not value.startswith("#")]
-    clips = [value for value in TAGS.values("value") if value.startswith("playground/")]
+    clips = list(TAGS.values("data-clip"))
     imports = re.findall(r'from "\./([^"]+)"', "".join(TEXTS.values()))
     found = {value.removeprefix("playground/") for value in (*loaded, *clips)} | set(imports)
     assert found == set(PATHS) - {PAGE}
@@ -210,7 +210,8 @@ async def test_the_page_asks_for_what_a_form_may_ask_for() -> None:
         for name, value in fields.items()
     ]
     head = f'--{boundary}\r\ncontent-disposition: form-data; name="file"; filename="clip"\r\n\r\n'
-    body = ("".join(texts) + head).encode() + PATHS["clips/kitchen.wav"].read_bytes()
+    clip = (ROOT / "tests" / "golden" / "audio" / "kitchen.wav").read_bytes()
+    body = ("".join(texts) + head).encode() + clip
     async with client_of(make_service()) as client:
         response = await client.post(
             CHAT,
@@ -220,6 +221,12 @@ async def test_the_page_asks_for_what_a_form_may_ask_for() -> None:
     *_, usage, done = events_of(response.text)
     assert done == "[DONE]"
     assert usage["usage"]["prompt_tokens_details"]["cached_tokens"] == 0
+
+
+def test_the_clips_are_those_that_the_default_model_is_shown_with() -> None:
+    """And that its answers in the README are about; copied, for examples/ is no part of the package."""
+    shown = {path.name: path.read_bytes() for path in (ROOT / "examples" / "clips").glob("*.flac")}
+    assert {path.name: path.read_bytes() for path in FOLDER.glob("clips/*")} == shown
 
 
 def test_the_wheel_brings_every_part() -> None:

@@ -129,6 +129,32 @@ def test_curl(keyed: ServerProcess, answer: str, clip: Path) -> None:
     assert not transcript.startswith("{")
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        pytest.param([str(EXAMPLES / "curl.sh")], marks=needs_curl),
+        pytest.param([str(EXAMPLES / "grpcurl.sh")], marks=needs_grpcurl),
+        [sys.executable, str(EXAMPLES / "openai_client.py")],
+        [sys.executable, str(EXAMPLES / "grpc_client.py")],
+    ],
+    ids=lambda command: Path(command[-1]).name,
+)
+def test_without_arguments_and_from_another_folder(
+    keyed: ServerProcess, tmp_path: Path, command: list[str]
+) -> None:
+    assert succeed(keyed, *command, cwd=tmp_path)
+
+
+@pytest.mark.parametrize("script", ["curl.sh", "grpcurl.sh"])
+@pytest.mark.parametrize("prompt", ['Who said "no"?', "One\\two", "One,\ntwo"])
+def test_a_prompt_that_would_break_the_json_is_not_sent(
+    keyed: ServerProcess, clip: Path, script: str, prompt: str
+) -> None:
+    code, output, errors = run(keyed, f"examples/{script}", str(clip), prompt)
+    assert (code, output) == (2, "")
+    assert "no quotes, backslashes and line feeds" in errors
+
+
 @needs_curl
 def test_curl_shows_a_refusal(keyed: ServerProcess, clip: Path, pdf: Path) -> None:
     code, output, errors = run(keyed, "examples/curl.sh", *question(pdf))
@@ -219,6 +245,7 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The Node example installed from its lock, outside of the checkout, beside the contract it reads."""
     root = tmp_path_factory.mktemp("checkout")
     shutil.copytree(ROOT / "proto", root / "proto")
+    shutil.copytree(EXAMPLES / "clips", root / "examples" / "clips")
     shutil.copytree(
         EXAMPLES / "node", root / "examples" / "node", ignore=shutil.ignore_patterns("node_modules")
     )
@@ -235,6 +262,7 @@ def test_node(keyed: ServerProcess, clip: Path, answer: str, node: Path) -> None
     printed = succeed(keyed, "node", "client.mjs", *question(clip), cwd=node)
     told = f"{answer}\n(stop, {len(golden_ids(SHORT))} tokens)\n"
     assert printed == f"streamed: {told}uploaded: {told}"
+    assert succeed(keyed, "node", str(node / "client.mjs"), cwd=clip.parent), "and with what it brings along"
 
 
 @needs_node

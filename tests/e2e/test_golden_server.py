@@ -70,6 +70,18 @@ def test_rest_multipart_and_json(server: ServerProcess, case: dict[str, Any]) ->
 
 
 @by_case
+def test_an_answer_from_the_caches_is_the_published_one_too(
+    server: ServerProcess, case: dict[str, Any]
+) -> None:
+    """The second time neither the clip is encoded nor all of the prompt read."""
+    for _ in range(2):
+        answer = httpx.post(f"{server.url}/v1/speech/chat", **form(case), timeout=60).json()
+    assert answer["timings"]["encode_ms"] == 0
+    assert answer["usage"]["prompt_tokens_details"]["cached_tokens"] > 0
+    assert answer["choices"][0]["token_ids"] == expected_ids(case)
+
+
+@by_case
 def test_sse_joins_to_the_unstreamed_answer(server: ServerProcess, case: dict[str, Any]) -> None:
     url = f"{server.url}/v1/speech/chat"
     whole = httpx.post(url, **form(case), timeout=60).json()["choices"][0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -28,6 +29,7 @@ pytestmark = [
 ]
 AUDIO = Path(__file__).parent.parent / "golden" / "audio"
 KITCHEN = AUDIO / "kitchen.wav"
+EXAMPLES = Path(__file__).parents[2] / "examples" / "clips"
 INSECURE_HOST = "playground.test"
 """Resolved to this machine in the browser alone; plain HTTP from it is no secure context."""
 ANSWER_MS = 60_000
@@ -36,6 +38,9 @@ STEP_MS = 15_000
 CHAT_URL = re.compile("/v1/speech/chat$")
 FAKE_TEXT = "Hello, wörld!"
 PHONE = {"width": 360, "height": 740}
+CLIP_KNOWN = "The clip was known: it was not encoded again."
+PROMPT_KNOWN = "This instruction was known: a part of the prompt came from the cache."
+ODD_NAME = '-it\'s "the" kitchen; a, b $HOME é.wav'
 
 
 @pytest.fixture(scope="module")
@@ -64,12 +69,13 @@ def default_server() -> Iterator[ServerProcess]:
 
 @dataclass
 class Visit:
-    """A page, and what the browser complained of. refusals: statuses that the test provokes."""
+    """A page, and what the browser complained of. refusals, expected: statuses, words that tests provoke."""
 
     page: Page
     refusals: set[int] = field(default_factory=set)
     complaints: list[str] = field(default_factory=list)
     addresses: list[str] = field(default_factory=list)
+    expected: list[str] = field(default_factory=list)
 
     def hear(self, message: ConsoleMessage) -> None:
         if message.type in ("error", "warning"):
@@ -82,6 +88,7 @@ class Visit:
             text
             for text, status in zip(self.complaints, statuses, strict=True)
             if status is None or int(status[1]) not in self.refusals
+            if not any(words in text for words in self.expected)
         ]
 
 
@@ -151,14 +158,17 @@ def test_a_file_is_drawn_asked_about_and_asked_about_again(visit: Visit) -> None
     numbers = facts(page, ".timings")
     assert {"Queue", "Decode", "Encode", "First token", "Total", "Request"} <= set(numbers)
     assert numbers["Cached"] == "0 tokens"
+    expect(page.locator(".cache-note")).to_be_hidden()
     expect(page.locator("#announcer")).to_have_text(f"Answer: {first}")
 
     ask(page, "How many speakers are in the audio clip?")
     assert facts(page, ".timings")["Encode"] == "0 ms", "the clip was encoded again"
+    expect(page.locator(".cache-note").first).to_have_text(CLIP_KNOWN)
     page.get_by_role("button", name="Ask again").last.click()
     expect(page.locator(".exchange")).to_have_count(3)
     expect(page.locator("#stop")).to_be_hidden(timeout=ANSWER_MS)
     assert int(facts(page, ".timings")["Cached"].split()[0]) > 0
+    expect(page.locator(".cache-note").first).to_have_text(f"{CLIP_KNOWN} {PROMPT_KNOWN}")
     assert answers(page)[0] == answers(page)[2] == first
     assert page.locator(".question").all_inner_texts()[::2] == [transcribe, transcribe]
 
@@ -227,6 +237,7 @@ def test_what_is_no_audio_and_what_is_no_number(visit: Visit, tmp_path: Path) ->
     assert facts(page, ".error-facts")["Parameter"] == "temperature"
     expect(page.locator("#temperature")).to_have_attribute("aria-invalid", "true")
     page.fill("#temperature", "0.5")
+    expect(page.locator("#temperature")).not_to_have_attribute("aria-invalid", "true")
     page.fill("#seed", "7")
     page.fill("#max_tokens", "2")
     ask(page, "What is said?")
@@ -234,29 +245,133 @@ def test_what_is_no_audio_and_what_is_no_number(visit: Visit, tmp_path: Path) ->
     assert facts(page, ".timings")["Answer"] == "2 tokens"
 
 
+def run(command: list[str], folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A copied command, where the clip lies."""
+    return subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, timeout=60, env=os.environ | environment
+    )
+
+
+def streamed_text(output: str) -> str:
+    """What a streamed answer says, which must be whole."""
+    events = [line.removeprefix("data: ") for line in output.splitlines() if line.startswith("data: ")]
+    assert events[-1:] == ["[DONE]"], output
+    return "".join(json.loads(event)["choices"][0]["delta"].get("content", "") for event in events[:-1])
+
+
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
-def test_the_commands_ask_the_same(visit: Visit) -> None:
+def test_the_commands_ask_the_same(visit: Visit, tmp_path: Path) -> None:
+    """As copied; a line feed, all that a shell and curl take for their own, and a name as odd."""
     page = visit.page
-    choose(page, KITCHEN)
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    choose(page, Path(shutil.copy(KITCHEN, tmp_path / ODD_NAME)))
     page.get_by_text("Settings", exact=True).click()
     page.fill("#max_tokens", "12")
-    ask(page, "It's \"said\"; what?\n@$HOME `ls` é")
+    ask(page, 'It\'s "said"; what?\n@$HOME `ls` é')
     (said,) = answers(page)
     said = said.removesuffix(" Cut at the longest answer allowed.")
     page.locator("summary", has_text="program").click()
+    expect(page.locator(".place")).to_have_text(f"Run it where {ODD_NAME} lies.")
 
-    curl = page.locator("[data-command=curl]").inner_text()
-    done = subprocess.run(["bash", "-c", curl], cwd=AUDIO, capture_output=True, text=True, timeout=60)
-    events = [line.removeprefix("data: ") for line in done.stdout.splitlines() if line.startswith("data: ")]
-    assert events[-1] == "[DONE]", done.stdout + done.stderr
-    pieces = [json.loads(event)["choices"][0]["delta"].get("content", "") for event in events[:-1]]
-    assert "".join(pieces).strip() == said.strip()
-
-    program = page.locator("[data-command=python]").inner_text()
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=AUDIO, capture_output=True, text=True, timeout=60
-    )
+    done = run(["bash", "-c", copied(page, "Copy the curl command")], tmp_path)
+    assert streamed_text(done.stdout).strip() == said.strip(), done.stderr
+    done = run([sys.executable, "-c", copied(page, "Copy the Python program")], tmp_path)
     assert done.stdout.strip() == said.strip(), done.stderr
+
+
+def copied(page: Page, label: str) -> str:
+    """What the button with this label leaves in the clipboard."""
+    page.get_by_label(label).click()
+    expect(page.get_by_label(label)).to_have_text("Copied")
+    return str(page.evaluate("() => navigator.clipboard.readText()"))
+
+
+def test_an_example_is_played_and_saved(visit: Visit, tmp_path: Path) -> None:
+    """For the commands read the clip from a file."""
+    page = visit.page
+    page.get_by_role("button", name="Two voices").click()
+    expect(page.locator("#clip-name")).to_have_text("shop.flac, 4.4 s, 59 KiB")
+    page.click("#play")
+    expect(page.locator("#play")).to_have_text("Pause")
+    page.get_by_role("button", name="One voice").click()
+    expect(page.locator("#clip-name")).to_have_text("evening.flac, 3.5 s, 47 KiB")
+    expect(page.locator("#play")).to_have_text("Play")
+    page.get_by_role("button", name="Two voices").click()
+    expect(page.locator("#clip-name")).to_have_text("shop.flac, 4.4 s, 59 KiB")
+    with page.expect_download() as download:
+        page.get_by_role("link", name="Save this clip").click()
+    assert download.value.suggested_filename == "shop.flac"
+    download.value.save_as(tmp_path / "shop.flac")
+    assert (tmp_path / "shop.flac").read_bytes() == (EXAMPLES / "shop.flac").read_bytes()
+
+
+def test_the_last_clip_chosen_wins(visit: Visit) -> None:
+    """Over an example that comes late, and over a recording."""
+    page = visit.page
+    late: list[Route] = []
+    page.route(re.compile("shop.flac$"), lambda route: late.append(route))
+    page.get_by_role("button", name="Two voices").click()
+    page.get_by_role("button", name="One voice").click()
+    expect(page.locator("#clip-name")).to_contain_text("evening.flac")
+    late[0].continue_()
+    page.click("#record")
+    expect(page.locator("#clip-message")).to_have_text("Recording.")
+    page.click("#ask")
+    expect(page.locator("#clip-message")).to_have_text("Stop the recording first.")
+    assert page.locator(".exchange").count() == 0
+    choose(page, KITCHEN)
+    expect(page.locator("#record")).to_have_text("Record")
+    page.wait_for_timeout(1000)
+    expect(page.locator("#clip-name")).to_have_text("kitchen.wav, 2.8 s, 86 KiB")
+
+
+def test_clips_that_need_not_be_sent(visit: Visit, tmp_path: Path) -> None:
+    """None at all, one over the limit, one that has gone before it was read."""
+    page = visit.page
+    page.click("#ask")
+    expect(page.locator("#clip-message")).to_have_text("Choose, drop or record a clip first.")
+    large = tmp_path / "large.wav"
+    with large.open("wb") as file:
+        file.truncate(25 * 2**20 + 1)
+    choose(page, large)
+    page.click("#ask")
+    expect(page.locator("#clip-message")).to_have_text("More than the 25 MiB that this server takes.")
+    page.route(re.compile("shop.flac$"), lambda route: route.abort())
+    visit.expected.append("ERR_FAILED")
+    page.get_by_role("button", name="Two voices").click()
+    expect(page.locator("#clip-message")).to_have_text("The clip cannot be read.")
+    assert page.locator(".exchange").count() == 0
+
+
+def test_a_file_that_has_changed_since_it_was_chosen(visit: Visit, tmp_path: Path) -> None:
+    clip = Path(shutil.copy(KITCHEN, tmp_path / "kitchen.wav"))
+    choose(visit.page, clip)
+    clip.write_bytes(b"something else")
+    ask(visit.page, "What is said?")
+    assert answers(visit.page)[0]
+    assert not visit.page.locator(".error:visible").count()
+
+
+def test_text_can_be_dragged_and_files_leave_the_page_where_it_is(visit: Visit) -> None:
+    """Whether the page takes a drop for itself."""
+    dropped = (
+        "kind => { const transfer = new DataTransfer();"
+        " if (kind === 'text') transfer.setData('text/plain', 'words');"
+        " else transfer.items.add(new File(['x'], 'x.wav'));"
+        " const event = new DragEvent('drop', {dataTransfer: transfer, bubbles: true, cancelable: true});"
+        " document.querySelector('#prompt').dispatchEvent(event); return event.defaultPrevented; }"
+    )
+    assert visit.page.evaluate(dropped, "text") is False
+    assert visit.page.evaluate(dropped, "file") is True
+
+
+def test_what_is_to_be_read_out_has_its_place_from_the_start(visit: Visit) -> None:
+    """A live region that appears together with its text is silent in some screen readers."""
+    hidden = (
+        "() => [...document.querySelectorAll('main [role=status], [aria-live]')]"
+        ".filter(place => !place.checkVisibility()).map(place => place.id)"
+    )
+    assert visit.page.evaluate(hidden) == []
 
 
 def test_a_dropped_file(visit: Visit) -> None:
@@ -276,9 +391,9 @@ def test_the_keyboard_alone_on_a_phone(browser: Browser, default_server: ServerP
         page = visit.page
         page.keyboard.press("Tab")
         expect(page.get_by_text("Skip to the question")).to_be_focused()
-        page.focus("#example")
-        page.keyboard.press("ArrowDown")
-        expect(page.locator("#clip-name")).to_have_text("kitchen.wav, 2.8 s, 86 KiB")
+        page.get_by_role("button", name="One voice").focus()
+        page.keyboard.press("Enter")
+        expect(page.locator("#clip-name")).to_have_text("evening.flac, 3.5 s, 47 KiB")
         page.get_by_role("button", name="Transcribe").focus()
         page.keyboard.press("Enter")
         page.focus("#prompt")
@@ -287,7 +402,9 @@ def test_the_keyboard_alone_on_a_phone(browser: Browser, default_server: ServerP
         page.locator("summary", has_text="program").focus()
         page.keyboard.press("Enter")
         expect(page.locator("[data-command=curl]")).to_be_visible()
-        assert page.evaluate("() => document.documentElement.scrollWidth") == PHONE["width"]
+        for width in (PHONE["width"], 320):
+            page.set_viewport_size({**PHONE, "width": width})
+            assert page.evaluate("() => document.documentElement.scrollWidth") == width
 
 
 def test_stop_cancels_and_keep_alives_are_no_text(browser: Browser) -> None:
@@ -298,6 +415,8 @@ def test_stop_cancels_and_keep_alives_are_no_text(browser: Browser) -> None:
             choose(page, KITCHEN)
             page.click("#ask")
             expect(page.locator(".answer")).to_have_text("Hello")
+            page.get_by_role("button", name="Ask again").click()
+            expect(page.locator("#status")).to_contain_text("One at a time")
             page.click("#stop")
             expect(page.locator(".answer")).to_have_text(re.compile("^Hello.*Stopped.$"))
             expect(page.locator("#ask")).to_be_focused()
@@ -327,14 +446,21 @@ def test_the_key_is_asked_for_and_kept_in_the_tab(browser: Browser) -> None:
             choose(page, KITCHEN)
             ask(page, "What is said?")
             assert answers(page) == [FAKE_TEXT]
-            shown = page.locator(".commands").text_content() or ""
-            assert "$WAVLLM_KEY" in shown
             assert "open-sesame" not in page.content()
+            page.locator("summary", has_text="program").click()
+            expect(page.locator(".place")).to_contain_text("WAVLLM_KEY holds the key")
+            for shell, name in ((["bash"], "curl"), ([sys.executable], "python")):
+                command = [*shell, "-c", page.locator(f"[data-command={name}]").inner_text()]
+                done = run(command, AUDIO, WAVLLM_KEY="open-sesame")
+                assert done.returncode == 0, done.stderr
+                said = done.stdout.strip() if name == "python" else streamed_text(done.stdout)
+                assert said == FAKE_TEXT
             page.get_by_role("button", name="Forget it").click()
             expect(page.locator("#key-form")).to_be_visible()
             assert page.evaluate("() => sessionStorage.length + localStorage.length") == 0
 
 
+NOT_UNDERSTOOD = "The server sent an answer that this page does not understand."
 EVENT = 'data: {"choices":[{"delta":{"content":"Half"},"finish_reason":null}]}\n\n'
 FAILURE = (
     'data: {"error":{"message":"<b>The engine died.</b>","type":"server_error","param":null,'
@@ -347,6 +473,7 @@ FAILURE = (
     [
         (FAILURE, "<b>The engine died.</b>", "engine_error"),
         ("", "The connection ended before the answer did.", "network"),
+        ("data: <html>\n\n", NOT_UNDERSTOOD, "not_understood"),
     ],
 )
 def test_errors_after_the_first_word(visit: Visit, end: str, message: str, code: str) -> None:

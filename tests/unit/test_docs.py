@@ -24,7 +24,8 @@ DOCS = ROOT / "docs"
 LIMITS = (DOCS / "limits.md").read_text(encoding="utf-8")
 OPERATIONS = (DOCS / "operations.md").read_text(encoding="utf-8")
 GUARANTEES = (DOCS / "guarantees.md").read_text(encoding="utf-8")
-PAGES = (DOCS / "api.md", DOCS / "limits.md", DOCS / "operations.md", DOCS / "guarantees.md")
+PAGES = [ROOT / "README.md", ROOT / "ARCHITECTURE.md", *sorted(DOCS.glob("*.md"))]
+PAGES += [ROOT / name / "README.md" for name in ("docker", "examples", "examples/clips", "benchmarks")]
 LOG_METHODS = {"debug", "info", "warning", "error", "exception"}
 
 
@@ -75,7 +76,7 @@ def test_the_reference_has_every_route_schema_method_and_field() -> None:
             assert len(line.split(" | ")[-1]) > 5, "every field of the proto has a comment"
 
 
-@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_lead_somewhere(path: Path) -> None:
     page = path.read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)]+)\)", page):
