@@ -74,11 +74,14 @@ class Attend(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class DecodePart:
-    """Decoding rows start:stop of a batch, read at once. pages: [b, P]. mask: [b, 1, 1, S], added to scores."""
+    """Decoding rows start:stop of a batch, read at once.
+
+    pages: [b, P], or as a slice. mask: [b, 1, 1, S], added to scores.
+    """
 
     start: int
     stop: int
-    pages: Tensor
+    pages: Tensor | slice
     mask: Tensor
 
 
@@ -137,7 +140,8 @@ class PagedAttention:
         tokens = torch.arange(width * self.cache.page_size, device=contexts.device)
         mask = torch.zeros_like(tokens, dtype=self.batch.embeddings.dtype).expand(len(contexts), -1)
         mask = mask.masked_fill(tokens >= contexts, float("-inf"))
-        return DecodePart(start, stop, rows.pages[start:stop, :width], mask[:, None, None])
+        pages = rows.pages[start:stop, :width]
+        return DecodePart(start, stop, self.cache.as_slice(pages) or pages, mask[:, None, None])
 
 
 class Attention(nn.Module):

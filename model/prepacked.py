@@ -38,7 +38,7 @@ def can_pack(weight: Tensor) -> bool:
 
 
 class PackedLinear(nn.Linear):
-    """A linear layer that also holds its weight as packed. Shares the parameters of the one it is made from."""
+    """A linear layer that holds its weight as packed too. Its parameters are those of the original."""
 
     packed: Tensor
 
@@ -50,13 +50,13 @@ class PackedLinear(nn.Linear):
         made.packed = pack(layer.weight)
         return made
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 the name that nn.Linear gives it
+    def forward(self, input: Tensor) -> Tensor:
         """[..., in] -> [..., out]."""
         return product(input, self.weight, self.packed, self.bias)
 
 
 def pack_linears(module: nn.Module, max_bytes: float) -> float:
-    """Replace the linear layers inside `module` by packed ones while `max_bytes` last; returns what is left."""
+    """Make the linear layers inside `module` packed ones while `max_bytes` last; returns what is left."""
     for parent in list(module.modules()):
         children: list[tuple[str, Any]] = list(parent.named_children())
         for name, child in children:

@@ -100,7 +100,7 @@ class SpeechLLM(nn.Module):
     def pack(self, max_bytes: float) -> None:
         """Copy weights into the order in which a CPU multiplies them fastest, as far as `max_bytes` go.
 
-        The decoder's first, then the encoders'. Once they are loaded and merged: they must not change any more.
+        The decoder's first, then the encoders'. To be called once they are loaded and merged, for good.
         """
         left = self.llama.pack(max_bytes)
         pack_linears(self.audio_encoder, left)
