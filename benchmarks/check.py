@@ -20,8 +20,11 @@ from pathlib import Path
 
 from benchmarks import memory, record, scheduling, sizes, stalls, startup
 from benchmarks.command import Measure
-from benchmarks.floor import measure
+from benchmarks.decoders import command as decoders
+from benchmarks.decoders import targets as alone
+from benchmarks.decoders import workloads
 from benchmarks.floor import targets as floors
+from benchmarks.floor.measure import floor
 from benchmarks.peers import command as peers
 from benchmarks.peers import targets as beside
 from benchmarks.peers.arms import note
@@ -83,18 +86,25 @@ PEERS = {
     "transport": (beside.HTTP_ADDS, beside.GRPC_ADDS),
 }
 """Each workload's targets."""
+DECODERS = {
+    "transformers": (workloads.against_transformers, alone.OVER_TRANSFORMERS),
+    "llamacpp": (workloads.against_llamacpp, alone.OVER_LLAMACPP),
+    "vllm": (workloads.against_vllm, alone.OVER_VLLM),
+}
 CHECKS = (
     Check("scheduling", "scheduling", scheduling.scheduling, (scheduling.STEP_MS,)),
     Check("startup", "startup", startup.startup, (startup.READY_S,)),
-    Check("floor", "floor", OnMiddle(measure.floor), (*floors.FLOORS.values(), *floors.STOCKS.values())),
+    Check("floor", "floor", OnMiddle(floor), (*floors.FLOORS.values(), *floors.STOCKS.values())),
     Check("stalls", "stalls", OnMiddle(stalls.stalls), (stalls.P99_GAP,)),
     *(
         Check(name, peers.RESULTS, OnMiddle(peers.WORKLOADS[name].measure), targets)
         for name, targets in PEERS.items()
     ),
     Check("memory", "memory", memory.memory, (memory.GROWTH,)),
-    # decoders: the language model beside transformers' continuous batching, llama.cpp and vLLM belongs here,
-    # once there is such a module.
+    *(
+        Check(name, decoders.RESULTS, OnMiddle(measure), tuple(targets.values()))
+        for name, (measure, targets) in DECODERS.items()
+    ),
 )
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from benchmarks import record, sizes
-from benchmarks.peers.targets import Outcome
+from benchmarks.peers.targets import Outcome, figures_of
 from benchmarks.peers.waiting import restart_passive
 
 Measure = Callable[[int], Outcome]
@@ -60,19 +60,7 @@ def open_model(name: str) -> Path:
 def table(outcome: Outcome) -> str:
     """Targets and all spreads of the row, in Markdown."""
     lines = ["| figure | median (range, repetitions) |", "|---|---|"]
-    for target, spread in outcome.reached.items():
-        lines.append(f"| **{target.verdict(spread)}: {target}** | {spread} |")
-    lines += [f"| {name} | {spread} |" for name, spread in spreads_in(outcome.row) if "reached: " not in name]
-    return "\n".join(lines)
-
-
-def spreads_in(row: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, record.Spread]]:
-    """All spreads of a row, by their path."""
-    for name, value in row.items():
-        if isinstance(value, record.Spread):
-            yield prefix + name, value
-        elif isinstance(value, Mapping):
-            yield from spreads_in(value, f"{prefix}{name}: ")
+    return "\n".join([*lines, *(f"| {name} | {spread} |" for name, spread in figures_of(outcome))])
 
 
 def outcome_of(

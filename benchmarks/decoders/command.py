@@ -19,8 +19,7 @@ from benchmarks import record, sizes
 from benchmarks.decoders import speech, workloads
 from benchmarks.decoders.prompts import Shape
 from benchmarks.peers.arms import note
-from benchmarks.peers.command import figures_of
-from benchmarks.peers.targets import Outcome
+from benchmarks.peers.targets import Outcome, figures_of
 
 Measure = Callable[[Path, int, Shape], Outcome]
 WORKLOADS: dict[str, Measure] = {

@@ -14,6 +14,8 @@ from torch import Tensor
 from benchmarks.floor.work import Product
 
 Call = Callable[[Tensor], Any]
+Form = Callable[[Tensor, int], Call]
+"""A weight [out, in], and for how many rows -> what multiplies it with rows [n, in]."""
 Shape = tuple[int, int, int]
 """rows, in, out."""
 READ_FLOATS = 2**27
@@ -21,19 +23,27 @@ READ_FLOATS = 2**27
 SQUARE = 2048
 GOES = 5
 
-FORMS: dict[str, Callable[[Tensor], Call]] = {
-    "F.linear": lambda weight: lambda x: F.linear(x, weight),
-    "W @ x.T": lambda weight: lambda x: weight @ x.T,
-    "x @ V": lambda weight: _transposed(weight),
-}
-"""A weight [out, in] -> what multiplies it with rows [n, in]; V is the weight stored the other way."""
-ROW_FORMS: dict[str, Callable[[Tensor], Call]] = {"mv": lambda weight: lambda x: torch.mv(weight, x[0])}
-"""More of them, for a single row."""
 
-
-def _transposed(weight: Tensor) -> Call:
+def _transposed(weight: Tensor, rows: int) -> Call:
     turned = weight.t().contiguous()
     return lambda x: x @ turned
+
+
+def _packed(weight: Tensor, rows: int) -> Call:
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
+    return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
+
+
+FORMS: dict[str, Form] = {
+    "F.linear": lambda weight, rows: lambda x: F.linear(x, weight),
+    "W @ x.T": lambda weight, rows: lambda x: weight @ x.T,
+    "x @ V": _transposed,
+}
+"""V is the weight stored the other way."""
+if torch.backends.mkldnn.is_available():
+    FORMS["oneDNN"] = _packed  # the weight in an order of its own, made for so many rows
+ROW_FORMS: dict[str, Form] = {"mv": lambda weight, rows: lambda x: torch.mv(weight, x[0])}
+"""More of them, for a single row."""
 
 
 def seconds(call: Callable[[], object]) -> float:
@@ -61,7 +71,7 @@ def matrix_rate(num_threads: int) -> float:
     """Operations a second on large square matrices, in the best form."""
     torch.set_num_threads(num_threads)
     x, weight = torch.randn(SQUARE, SQUARE), torch.randn(SQUARE, SQUARE)
-    return 2.0 * SQUARE**3 / min(fastest(partial(form(weight), x)) for form in FORMS.values())
+    return 2.0 * SQUARE**3 / min(fastest(partial(form(weight, SQUARE), x)) for form in FORMS.values())
 
 
 class Chain:
@@ -81,7 +91,8 @@ class Chain:
         self.forms = {shape: best_form(group, self._inputs[shape]) for shape, group in groups.items()}
         every = FORMS | ROW_FORMS
         self._calls = [
-            (every[self.forms[shape_of(one)]](one.weight), self._inputs[shape_of(one)]) for one in products
+            (every[self.forms[shape_of(one)]](one.weight, one.rows), self._inputs[shape_of(one)])
+            for one in products
         ]
 
     @torch.inference_mode()
@@ -106,7 +117,7 @@ def best_form(products: Sequence[Product], x: Tensor) -> str:
     forms = FORMS | (ROW_FORMS if len(x) == 1 else {})
 
     def time_of(name: str) -> float:
-        calls = [forms[name](product.weight) for product in products]
+        calls = [forms[name](product.weight, len(x)) for product in products]
         return fastest(lambda: [call(x) for call in calls])
 
     return min(forms, key=time_of)

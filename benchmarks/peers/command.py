@@ -12,15 +12,14 @@ import argparse
 import dataclasses
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from benchmarks import record, sizes
 from benchmarks.peers import reuse, transport, workloads
 from benchmarks.peers.arms import note
 from benchmarks.peers.questions import Shape
-from benchmarks.peers.targets import Outcome
+from benchmarks.peers.targets import Outcome, figures_of
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -52,22 +51,6 @@ def table(outcomes: Sequence[Outcome]) -> str:
             figures.append(("answers with our token ids", f"{agreed['equal']} of {agreed['compared']}"))
         lines += [f"| {one.row['workload']} | {name} | {figure} |" for name, figure in figures]
     return "\n".join(lines)
-
-
-def figures_of(outcome: Outcome) -> list[tuple[str, object]]:
-    """Names and spreads: the targets, then what else the row has."""
-    reached = outcome.reached.items()
-    targets = [(f"**{target.verdict(spread)}: {target}**", spread) for target, spread in reached]
-    return [*targets, *(pair for pair in spreads_in(outcome.row) if not pair[0].startswith("reached: "))]
-
-
-def spreads_in(row: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, record.Spread]]:
-    """All spreads of a row, by their path."""
-    for name, value in row.items():
-        if isinstance(value, record.Spread):
-            yield prefix + name, value
-        elif isinstance(value, Mapping):
-            yield from spreads_in(value, f"{prefix}{name}: ")
 
 
 def shape_of(options: argparse.Namespace, default: Shape) -> Shape:

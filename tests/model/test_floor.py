@@ -104,7 +104,7 @@ def test_stock_encoders_give_what_ours_give(exact: SpeechLLM) -> None:
 @pytest.mark.parametrize("name", [*FORMS, *ROW_FORMS])
 def test_every_form_is_the_same_product(name: str) -> None:
     weight, x = torch.randn(5, 3), torch.randn(1 if name in ROW_FORMS else 4, 3)
-    given: Tensor = (FORMS | ROW_FORMS)[name](weight)(x)
+    given: Tensor = (FORMS | ROW_FORMS)[name](weight, len(x))(x)
     expected = F.linear(x, weight)
     assert torch.allclose(given.T if name == "W @ x.T" else given.view(expected.shape), expected, atol=1e-6)
 
