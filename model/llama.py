@@ -6,6 +6,7 @@ scale reaches q, k, v and o in one channel order and nothing is permuted.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -87,17 +88,30 @@ class DecodePart:
 
 @dataclass(frozen=True)
 class PagedAttention:
-    """Attend of serving: writes keys and values of all N tokens first, then reads each sequence's pages."""
+    """Attend of serving: writes keys and values of all N tokens first, then reads each sequence's pages.
+
+    in_place: how decoding rows read pages where they lie (query [B, H, d], keys and values [pages, page size,
+    H, d], tables [B, P], contexts [B] -> [B, H, d]); None gathers them.
+    """
 
     batch: FlatBatch
     cache: KVCache
+    in_place: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor] | None = None
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """[N, H, d] each -> [N, H, d]."""
         self.cache.write(layer, self.batch.slots, key, value)
+        return self.read(layer, query)
+
+    def read(self, layer: int, query: Tensor) -> Tensor:
+        """[N, H, d] -> [N, H, d], once the keys and values of these tokens are in the cache."""
         parts = [self._prefill(layer, query, span) for span in self.batch.prefills]
-        if self.batch.decodes is not None:
-            parts.append(self._decode(layer, query, self.batch.decodes))
+        rows = self.batch.decodes
+        if rows is not None and self.in_place is not None:
+            keys, values = self.cache.keys[layer], self.cache.values[layer]
+            parts.append(self.in_place(query[rows.start :], keys, values, rows.pages, rows.contexts))
+        elif rows is not None:
+            parts.append(self._decode(layer, query, rows))
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 
     def _prefill(self, layer: int, query: Tensor, span: PrefillSpan) -> Tensor:
@@ -217,7 +231,7 @@ class Llama(nn.Module):
 
         scale: [N, D] as in FlatBatch, or None.
         """
-        cos, sin = self._rotary_table(x)
+        cos, sin = self.rotary_table(x)
         rotary = cos[positions][:, None], sin[positions][:, None]
         for layer in self.layers:
             x = layer(x, rotary, scale, attend)
@@ -239,14 +253,14 @@ class Llama(nn.Module):
             layer.attention.qkv.merge(scale)
             layer.attention.o.merge(scale)
 
-    def pack(self, max_bytes: float) -> float:
-        """Have weights as packed too, as far as `max_bytes` go; returns what is left. See SpeechLLM.pack."""
+    def prepack(self, max_bytes: float) -> float:
+        """Have weights in oneDNN's order too, as far as `max_bytes` go; returns what is left of them."""
         for layer in self.blocks:
-            max_bytes = layer.attention.qkv.pack(max_bytes)
-            max_bytes = layer.attention.o.pack(max_bytes)
+            max_bytes = layer.attention.qkv.prepack(max_bytes)
+            max_bytes = layer.attention.o.prepack(max_bytes)
         return pack_linears(self, max_bytes)
 
-    def _rotary_table(self, like: Tensor) -> tuple[Tensor, Tensor]:
+    def rotary_table(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """cos and sin [positions, d / 2], float64 for a float64 model, else float32; made at first use."""
         dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
         made = self._rotary

@@ -47,13 +47,13 @@ class SpeechLLM(nn.Module):
         return KVCache(self.config.llama, num_pages, page_size, self.dtype, self.device)
 
     def clip_features(self, waveform: Tensor) -> ClipFeatures:
-        """[T] float32 at 16 kHz -> what the encoders read."""
-        return self.features(waveform)
+        """[T] float32 at 16 kHz -> what the encoders read, on the weights' device."""
+        return self.features(waveform.to(self.device))
 
     @torch.inference_mode()
     def encode_audio(self, waveforms: Sequence[Tensor]) -> list[Tensor]:
         """Clips [T] float32 at 16 kHz -> audio embeddings [num_audio_tokens(T), D] each."""
-        clips = [self.features(waveform) for waveform in waveforms]
+        clips = [self.clip_features(waveform) for waveform in waveforms]
         embeddings: list[Tensor] = self.audio_encoder(clips)
         return embeddings
 
@@ -97,10 +97,10 @@ class SpeechLLM(nn.Module):
         self.llama.merge(scale)
 
     @torch.inference_mode()
-    def pack(self, max_bytes: float) -> None:
+    def prepack(self, max_bytes: float) -> None:
         """Copy weights into the order in which a CPU multiplies them fastest, as far as `max_bytes` go.
 
         The decoder's first, then the encoders'. To be called once they are loaded and merged, for good.
         """
-        left = self.llama.pack(max_bytes)
+        left = self.llama.prepack(max_bytes)
         pack_linears(self.audio_encoder, left)

@@ -17,13 +17,15 @@ from torch import Tensor
 from transformers import WavLMConfig, WavLMModel
 
 from model.config import WavLMEncoderConfig
-from model.pieces import Pieces, by_rows, convolve, linear, rows_of_a_piece
+from model.pieces import Pieces, by_rows, convolve, linear, pauses, rows_of_a_piece
 
 Statistics = tuple[Tensor, Tensor]
 """Mean and variance, [channels] each."""
 QUERY_CHUNK = 128
 """Rows of attention at a time: its bias is one number per head and pair of frames, 1.7 GB at once for a clip
 of two minutes. On a CPU small chunks stay in its cache."""
+GPU_BIAS_BYTES = 2**28
+"""Of the bias of one chunk on a GPU, where a chunk is as large as that allows."""
 
 
 def build_wavlm(config: WavLMEncoderConfig) -> WavLMModel:
@@ -161,6 +163,7 @@ class WavLMTransformer:
         states = [hidden]
         for layer in encoder.layers:
             hidden = yield from self._layer(layer, hidden, bias, padding)
+            yield from pauses(hidden)
             states.append(hidden)
         if self._stable:
             states[-1] = encoder.layer_norm(hidden)
@@ -222,14 +225,18 @@ class WavLMTransformer:
         gate = self._gate(attention, split(x))
         toeplitz = bias.unfold(1, frames, 1)
         parts = []
-        for start in range(0, frames, QUERY_CHUNK):
-            stop = min(start + QUERY_CHUNK, frames)
+        chunk = QUERY_CHUNK
+        if x.is_cuda:
+            chunk = max(chunk, GPU_BIAS_BYTES // (gate[:, :, :1].numel() * frames * x.itemsize))
+        for start in range(0, frames, chunk):
+            stop = min(start + chunk, frames)
             offsets = torch.arange(frames - 1 - start, frames - 1 - stop, -1, device=x.device)
             mask = gate[:, :, start:stop] * toeplitz[:, offsets]
             if padding is not None:
                 mask = mask.masked_fill(padding[:, None, None], float("-inf"))
             parts.append(F.scaled_dot_product_attention(query[:, :, start:stop], key, value, attn_mask=mask))
-            yield
+            if not x.is_cuda:
+                yield
         attended: Tensor = torch.cat(parts, dim=2).transpose(1, 2).reshape(batch, frames, -1)
         return attended
 
