@@ -253,11 +253,11 @@ class Llama(nn.Module):
             layer.attention.qkv.merge(scale)
             layer.attention.o.merge(scale)
 
-    def pack(self, max_bytes: float) -> float:
-        """Have weights as packed too, as far as `max_bytes` go; returns what is left. See SpeechLLM.pack."""
+    def prepack(self, max_bytes: float) -> float:
+        """Have weights in oneDNN's order too, as far as `max_bytes` go; returns what is left of them."""
         for layer in self.blocks:
-            max_bytes = layer.attention.qkv.pack(max_bytes)
-            max_bytes = layer.attention.o.pack(max_bytes)
+            max_bytes = layer.attention.qkv.prepack(max_bytes)
+            max_bytes = layer.attention.o.prepack(max_bytes)
         return pack_linears(self, max_bytes)
 
     def rotary_table(self, like: Tensor) -> tuple[Tensor, Tensor]:

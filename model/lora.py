@@ -24,25 +24,25 @@ class LoraLinear(nn.Module):
         self.groups = groups
         self.out_features = out_features
         self.merged = False
+        self.prepacked: Tensor | None = None
         self._stacked: Tensor | None = None
-        self.packed_weight: Tensor | None = None
         self.weight = nn.Parameter(torch.empty(groups * out_features, in_features))
         self.lora_A = nn.Parameter(torch.zeros(groups, in_features, r))
         self.lora_B = nn.Parameter(torch.zeros(groups, r, out_features))
 
     def forward(self, x: Tensor, scale: Tensor | None) -> Tensor:
         """x: [N, in]. scale: [N, out], or None for no LoRA at all. Returns [N, groups, out]."""
-        y = product(x, self.weight, self.packed_weight).view(-1, self.groups, self.out_features)
+        y = product(x, self.weight, self.prepacked).view(-1, self.groups, self.out_features)
         if scale is None or self.merged:
             return y
         update = torch.bmm(torch.matmul(x, self.lora_A), self.lora_B)
         return torch.addcmul(y, update.transpose(0, 1), scale[:, None])
 
-    def pack(self, max_bytes: float) -> float:
-        """Have the weight as packed as well, if it fits into `max_bytes`; returns what is left of them."""
+    def prepack(self, max_bytes: float) -> float:
+        """Have the weight in oneDNN's order too, if `max_bytes` allow it; returns what is left of them."""
         if not can_pack(self.weight) or self.weight.nbytes > max_bytes:
             return max_bytes
-        self.packed_weight = pack(self.weight)
+        self.prepacked = pack(self.weight)
         return max_bytes - self.weight.nbytes
 
     @torch.no_grad()
@@ -71,6 +71,6 @@ class LoraLinear(nn.Module):
             update = (self.lora_A[group].double() @ self.lora_B[group].double()) * scale.double()
             weight[group].copy_((weight[group].double() + update.t()).to(weight.dtype))
         self.merged = True
+        self.prepacked = None
         self._stacked = None
-        self.packed_weight = None
         del self.lora_A, self.lora_B

@@ -97,10 +97,10 @@ class SpeechLLM(nn.Module):
         self.llama.merge(scale)
 
     @torch.inference_mode()
-    def pack(self, max_bytes: float) -> None:
+    def prepack(self, max_bytes: float) -> None:
         """Copy weights into the order in which a CPU multiplies them fastest, as far as `max_bytes` go.
 
         The decoder's first, then the encoders'. To be called once they are loaded and merged, for good.
         """
-        left = self.llama.pack(max_bytes)
+        left = self.llama.prepack(max_bytes)
         pack_linears(self.audio_encoder, left)

@@ -73,7 +73,7 @@ def warm_core(config: EngineConfig, model: SpeechLLM, tokenizer: Tokenizer) -> E
     if config.merge_prompt is not None:
         model.merge(model.prompt_scale(adapter_ids(tokenizer, config.merge_prompt)))
     if device.type == "cpu":
-        model.pack(PACKED_SHARE * free_bytes())
+        model.prepack(PACKED_SHARE * free_bytes())
     # In an engine of its own, so that the warm-up leaves no trace in caches and counters.
     pages = math.ceil(model.config.llama.max_position_embeddings / config.page_size)
     sizes = Sizes(1, 512, min(pages, config.num_pages or pages))
