@@ -48,9 +48,9 @@ class _Layer:
             nothing = linear.weight.data.new_empty(linear.groups, 0, linear.out_features)
             b.append(nothing if linear.merged else linear.lora_B.data)
         return cls(
-            attention.qkv.packed(),
+            attention.qkv.stacked(),
             b[0],
-            attention.o.packed(),
+            attention.o.stacked(),
             b[1][0],
             feed_forward.gate_up.weight.data,
             feed_forward.down.weight.data,

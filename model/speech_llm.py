@@ -12,6 +12,7 @@ from model.audio_features import AudioFeatures, ClipFeatures
 from model.config import SpeechLLMConfig
 from model.kv_cache import KVCache
 from model.llama import FlatBatch, Llama, PrefillSpan
+from model.prepacked import pack_linears
 from model.prompt_adapter import PromptAdapter
 
 
@@ -94,3 +95,12 @@ class SpeechLLM(nn.Module):
     def merge(self, scale: Tensor) -> None:
         """Fold the LoRA at `scale` [D] into the language model, for good."""
         self.llama.merge(scale)
+
+    @torch.inference_mode()
+    def prepack(self, max_bytes: float) -> None:
+        """Copy weights into the order in which a CPU multiplies them fastest, as far as `max_bytes` go.
+
+        The decoder's first, then the encoders'. To be called once they are loaded and merged, for good.
+        """
+        left = self.llama.prepack(max_bytes)
+        pack_linears(self.audio_encoder, left)

@@ -27,6 +27,11 @@ SCRIPT_ENVIRONMENT = {
     "RAY_AUTH_MODE": "disabled",  # else a token is written into the home directory
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "server.ray_ingress.http_middlewares",
+    # A busy machine is not ill: what is slow to come up or to answer Ray's checks is left alone.
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "120",
+    "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "120",
+    "RAY_health_check_timeout_ms": "60000",
+    "RAY_worker_register_timeout_seconds": "300",
 }
 
 

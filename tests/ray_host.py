@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 import ray
 from ray import serve
+from ray.serve._private import api as serve_api
 from ray.serve.config import gRPCOptions
 
 from server.ray_app import NAME, deployment
@@ -24,6 +25,8 @@ OBJECT_STORE_BYTES = 100 * 2**20
 START_ATTEMPTS = 5
 """Ray gives its own processes 30 s to come up, which nothing can change and which a busy machine outlasts."""
 TOO_SLOW = "timed out during startup"
+serve_api.HTTP_PROXY_TIMEOUT = 600
+"""In place of 60 s for Serve's proxies, for the same reason."""
 
 
 def start_patiently(options: dict[str, Any]) -> None:

@@ -30,8 +30,9 @@ from training.network import (
     answer_logits,
     answer_loss,
     audio_embeddings,
-    prompt_scales,
+    raw_scales,
     right_answers,
+    stray,
     train_only,
     turn_labels,
 )
@@ -64,6 +65,10 @@ COUNTED = 4.0
 MASKED_FRAMES = 8
 ABLATED = 0.5
 """Share of clips with a stretch of silence cut into what Whisper heard."""
+ADAPTER_RATE = 0.03
+"""Of the prompt adapter. A step of 1e-3 in all its weights moves a scale by 0.3, and these end at 3."""
+STRAY = 0.3
+"""Weight of scales' distance from their bounds."""
 VOICES = 0.3
 """Weight of telling voices and ways of speaking from the audio embeddings themselves."""
 
@@ -352,7 +357,7 @@ class JointStage(ListeningStage):
         super().__post_init__()
         self.name = "joint"
         self.budget = self.recipe.joint
-        self.rates = {"audio_encoder.": 0.3, "align.": 0.3, "prompt_adapter.": 2.0}
+        self.rates = {"audio_encoder.": 0.3, "align.": 0.3, "prompt_adapter.": ADAPTER_RATE}
         self.train_only("lora_", "voices.", *self.acoustic, *self.adapter)
 
     @property
@@ -374,9 +379,14 @@ class JointStage(ListeningStage):
         return self.asked(said, items, 0, adapter)
 
     def losses(self, batch: Asked) -> dict[str, Tensor]:
-        """Each instruction's scale from the adapter."""
+        """Each instruction's scale from the adapter; spread: of a channel's scales between instructions."""
         assert batch.adapter is not None
-        return self.figures(batch, prompt_scales(self.model, batch.adapter))
+        raw = raw_scales(self.model, batch.adapter)
+        most = self.model.prompt_adapter.max_scale
+        scale = raw.clamp(0, most)
+        figures = self.figures(batch, scale)
+        figures["loss"] = figures["loss"] + STRAY * stray(raw, most)
+        return {**figures, "spread": scale.detach().std(dim=0).mean()}
 
     def _task(self, clip: Heard, rng: random.Random) -> str:
         weights = WEIGHTS if rng.random() < self.recipe.single_share else COMPOSED
@@ -393,5 +403,5 @@ class OneStage(JointStage):
         self.name = "single"
         single = self.recipe.single
         self.budget = replace(self.recipe.joint, steps=single.steps, learning_rate=single.learning_rate)
-        self.rates = {**SINGLE_RATES, "prompt_adapter.": 2.0}
+        self.rates = {**SINGLE_RATES, "prompt_adapter.": ADAPTER_RATE}
         self.train_only("llama.", "voices.", *self.acoustic, *self.adapter)

@@ -20,6 +20,8 @@ from model.speech_llm import SpeechLLM
 from training.batch import MaskedAttention, Packed, Ragged, visible
 
 IGNORE = -100
+ADAPTER_STD = 0.002
+"""Of the prompt adapter's last weights: it reads hidden states before the norm, numbers around 10."""
 LAST_LAYER = 2.0
 """Of the mix of WavLM's layers, before the softmax: the last one is where voices have been compared."""
 
@@ -30,7 +32,7 @@ def new_model(config: SpeechLLMConfig, seed: int) -> SpeechLLM:
     model = SpeechLLM(config)
     with torch.no_grad():
         _first_llama(model)
-        nn.init.normal_(model.prompt_adapter.fc2.weight, std=0.01)
+        nn.init.normal_(model.prompt_adapter.fc2.weight, std=ADAPTER_STD)
         nn.init.ones_(model.prompt_adapter.fc2.bias)
         nn.init.zeros_(model.audio_encoder.fusion.bias)
         model.audio_encoder.wavlm_layer_weights[-1] = LAST_LAYER
@@ -218,6 +220,11 @@ def turn_labels(count: int, turns: Sequence[Turn]) -> Tensor:
 
 def prompt_scales(model: SpeechLLM, instructions: Ragged) -> Tensor:
     """Adapter ids [tokens] of B instructions -> their scales [B, D]; the LLaMA is read with the LoRA off."""
+    return raw_scales(model, instructions).clamp(0, model.prompt_adapter.max_scale)
+
+
+def raw_scales(model: SpeechLLM, instructions: Ragged) -> Tensor:
+    """The same [B, D] before they are held between 0 and the largest scale."""
     device = model.device
     lengths = torch.tensor(instructions.lengths, device=device)
     steps = torch.arange(max(instructions.lengths), device=device)
@@ -227,13 +234,24 @@ def prompt_scales(model: SpeechLLM, instructions: Ragged) -> Tensor:
     attend = MaskedAttention(instructions.slots, causal)
     with torch.no_grad():
         hidden = model.llama.run(model.llama.embed_tokens(instructions.rows), positions, None, attend)
-    padded = replace(instructions, rows=hidden).padded()
-    return pooled_scales(model.prompt_adapter, padded, inside)
+    return pooled(model.prompt_adapter, replace(instructions, rows=hidden).padded(), inside)
 
 
-def pooled_scales(adapter: PromptAdapter, hidden: Tensor, inside: Tensor) -> Tensor:
-    """`PromptAdapter` over several instructions at once. hidden: [B, L, D]. inside: [B, L] bool -> [B, D]."""
+def pooled(adapter: PromptAdapter, hidden: Tensor, inside: Tensor) -> Tensor:
+    """`PromptAdapter` over several instructions at once, but for its bounds.
+
+    hidden: [B, L, D]. inside: [B, L] bool -> [B, D].
+    """
     z = adapter.fc2(F.gelu(adapter.fc1(hidden)))
     attention = adapter.attention(z).masked_fill(~inside[..., None], float("-inf")).softmax(dim=1)
-    pooled: Tensor = (attention * z).sum(dim=1)
-    return pooled.relu().clamp(max=adapter.max_scale)
+    out: Tensor = (attention * z).sum(dim=1)
+    return out
+
+
+def stray(raw: Tensor, max_scale: float) -> Tensor:
+    """Mean distance of raw scales [B, D] from their bounds, for those outside.
+
+    Beyond the bounds no gradient comes back: a channel that has once left them for all instructions stays at
+    the bound for good.
+    """
+    return (F.relu(-raw) + F.relu(raw - max_scale)).mean()

@@ -98,7 +98,8 @@ def agreement(ours: Sequence[Decoded], theirs: Sequence[Decoded]) -> dict[str, i
     A token that rounding turns changes all that follow it.
     """
     pairs = [
-        pair for mine, their in zip(ours, theirs, strict=True)
+        pair
+        for mine, their in zip(ours, theirs, strict=True)
         for pair in zip(mine.answers, their.answers, strict=True)
     ]
     return {

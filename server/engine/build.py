@@ -40,6 +40,8 @@ MAX_SCALES = 4096
 ANSWER_ROOM = 64
 """Tokens kept free of audio when the longest clip is worked out."""
 LONGEST_CLIP_S = 120
+PACKED_SHARE = 0.25
+"""Of the free memory, for second copies of the weights on a CPU."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,8 @@ def warm_core(config: EngineConfig, model: SpeechLLM, tokenizer: Tokenizer) -> E
     device = model.device
     if config.merge_prompt is not None:
         model.merge(model.prompt_scale(adapter_ids(tokenizer, config.merge_prompt)))
+    if device.type == "cpu":
+        model.prepack(PACKED_SHARE * free_bytes())
     # In an engine of its own, so that the warm-up leaves no trace in caches and counters.
     pages = math.ceil(model.config.llama.max_position_embeddings / config.page_size)
     sizes = Sizes(1, 512, min(pages, config.num_pages or pages))

@@ -34,7 +34,7 @@ from server_process import ServerProcess
 from server.pb import speech_pb2 as pb
 from server.pb.speech_pb2_grpc import SpeechChatStub
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 CLIP = clip_of(CASES[0])
 PROMPTS = ("What is said?", "Translate the audio clip into German.", "Who speaks?")

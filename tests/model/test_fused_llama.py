@@ -133,7 +133,7 @@ def test_packing_leaves_the_parameters_their_values() -> None:
     before = linear.weight.clone(), linear.lora_A.clone()
     x, scale = torch.randn(3, 256, device=DEVICE), torch.rand(3, 256, device=DEVICE)
     expected = linear(x, scale)
-    packed = linear.packed()
+    packed = linear.stacked()
     assert torch.equal(linear.weight, before[0])
     assert torch.equal(linear.lora_A, before[1])
     assert far(linear(x, scale), expected) < 1e-6

@@ -27,7 +27,7 @@ from training.corpus import PEAK, ClipRecord
 from training.dataset import Dataset, epoch_order
 from training.features import extract, wavlm_features, whisper_features
 from training.language import BLANK, CopyStage, LanguageStage, simulate
-from training.listening import SingleStage, turns_of
+from training.listening import JointStage, SingleStage, turns_of
 from training.loop import Clock, make_optimizer, rate, read, restore, save, take_step, train, trainable
 from training.network import (
     IGNORE,
@@ -43,6 +43,7 @@ from training.network import (
     prompt_scales,
     right_answers,
     silence_wavlm,
+    stray,
     turn_labels,
 )
 from training.parallel import NEEDS, run_together
@@ -131,6 +132,34 @@ def test_prompt_scales_are_those_of_serving(exact: SpeechLLM, encoder: Encoder) 
         made = prompt_scales(exact, Ragged.of([torch.tensor(adapter) for adapter in ids]))
     for row, adapter in zip(made, ids, strict=True):
         torch.testing.assert_close(row, exact.prompt_scale(adapter), rtol=0, atol=1e-12)
+
+
+def test_scales_beyond_their_bounds_are_drawn_back() -> None:
+    raw = torch.tensor([[-2.0, 0.5, 3.0, 4.0]], requires_grad=True)
+    distance = stray(raw, 3.0)
+    assert distance.item() == pytest.approx((2.0 + 1.0) / 4)
+    torch.autograd.backward(distance)
+    assert raw.grad is not None
+    assert raw.grad.tolist() == [[-0.25, 0, 0, 0.25]]
+
+
+def test_the_prompt_adapter_learns_without_leaving_its_bounds(
+    learner: Callable[[int], SingleStage], tmp_path: Path
+) -> None:
+    """Scales begin near 1, come to differ between instructions, and no channel is stuck at a bound."""
+    single = learner(1)
+    with torch.no_grad():  # as large as a trained model's states before the norm
+        single.model.llama.embed_tokens.weight.mul_(160)
+    recipe = replace(single.recipe, joint=StageBudget(60, 8, 1, 1e-3), single_share=0.5)
+    stage = JointStage(single.model, single.encoder, recipe, single.data)
+    batch = stage.batch(0)
+    assert batch.adapter is not None
+    first = prompt_scales(stage.model, batch.adapter)
+    assert (first - 1).abs().max() < 0.5
+    train(stage, State(tmp_path / "joint"))
+    scales = prompt_scales(stage.model, batch.adapter)
+    assert scales.std(dim=0).mean() > first.std(dim=0).mean()
+    assert ((scales == 0) | (scales == 3)).all(dim=0).float().mean() < 0.05
 
 
 def test_only_answers_count(exact: SpeechLLM, encoder: Encoder) -> None:
