@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from benchmarks.floor.measure import floor, over
 from benchmarks.floor.stages import Measured, Probe, Stage
 from benchmarks.floor.targets import FLOORS, STOCKS
 from benchmarks.floor.work import Product, Work
+from model.audio_features import ClipFeatures
 from model.llama import DecodeRows, FlatBatch, PrefillSpan
 from model.pieces import finish
 from model.speech_llm import SpeechLLM
@@ -35,6 +37,10 @@ def counted(compute: Callable[[], object]) -> float:
     return float(counter.get_total_flops())
 
 
+def in_double(clip: ClipFeatures) -> ClipFeatures:
+    return dataclasses.replace(clip, log_mel=clip.log_mel.double(), wave=clip.wave.double())
+
+
 def batch_of(model: SpeechLLM, tokens: int, *parts: PrefillSpan | DecodeRows) -> FlatBatch:
     x, steps = torch.ones(tokens, model.config.llama.hidden_size, dtype=model.dtype), torch.arange(tokens)
     spans = tuple(part for part in parts if isinstance(part, PrefillSpan))
@@ -44,16 +50,16 @@ def batch_of(model: SpeechLLM, tokens: int, *parts: PrefillSpan | DecodeRows) ->
 
 @CLIPS
 def test_whisper_costs_what_torch_counts(exact: SpeechLLM, seconds: float) -> None:
-    clip = exact.clip_features(noise_clip(seconds))
-    expected = counted(lambda: finish(exact.audio_encoder.encode_whisper([clip])))
+    clip = in_double(exact.clip_features(noise_clip(seconds)))
+    expected = counted(lambda: stock.encode_whisper(exact.audio_encoder, clip))
     assert work.whisper(exact.audio_encoder, len(clip.log_mel), clip.num_frames).flops == expected
 
 
 @CLIPS
 def test_wavlm_costs_what_torch_counts_but_for_a_frame_too_many(exact: SpeechLLM, seconds: float) -> None:
     wave = noise_clip(seconds)
-    clip = exact.clip_features(wave)
-    expected = counted(lambda: finish(exact.audio_encoder.encode_wavlm([clip])))
+    clip = in_double(exact.clip_features(wave))
+    expected = counted(lambda: stock.encode_wavlm(exact.audio_encoder, clip))
     dropped = 2 * exact.audio_encoder.wavlm.encoder.pos_conv_embed.conv.weight.numel()
     assert work.wavlm(exact.audio_encoder, len(wave)).flops == expected - dropped
 
@@ -90,8 +96,7 @@ def test_decoding_reads_every_weight_once_and_every_context(exact: SpeechLLM) ->
 
 
 def test_stock_encoders_give_what_ours_give(exact: SpeechLLM) -> None:
-    encoder, clip = exact.audio_encoder, exact.clip_features(noise_clip(1.5))
-    clip = type(clip)(clip.log_mel.double(), clip.wave.double(), clip.num_frames)
+    encoder, clip = exact.audio_encoder, in_double(exact.clip_features(noise_clip(1.5)))
     for run, pieces in (
         (stock.encode_whisper, encoder.encode_whisper([clip])),
         (stock.encode_wavlm, encoder.encode_wavlm([clip])),
