@@ -49,7 +49,6 @@ ENV PATH=/opt/wavllm/bin:$PATH \
 
 # A converted checkpoint goes here, with `serve --model /model`. Without it the embedded default is served.
 VOLUME ["/model"]
-USER 1000:1000
 WORKDIR /home/wavllm
 EXPOSE 8000 50051 9090
 STOPSIGNAL SIGTERM
@@ -61,11 +60,17 @@ CMD ["serve"]
 
 FROM runtime AS cuda
 
+# Triton compiles a small launcher for each kernel when it is first used.
+# hadolint ignore=DL3008
+RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
 ENV NVIDIA_VISIBLE_DEVICES=all \
-    NVIDIA_DRIVER_CAPABILITIES=compute,utility
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility \
+    TRITON_CACHE_DIR=/tmp/triton
 COPY --from=builder-cuda /opt/wavllm /opt/wavllm
+USER 1000:1000
 
 
 FROM runtime AS cpu
 
 COPY --from=builder-cpu /opt/wavllm /opt/wavllm
+USER 1000:1000

@@ -11,7 +11,7 @@ APT := $(if $(filter-out 0,$(shell id -u)),sudo) env DEBIAN_FRONTEND=noninteract
 need = missing=$$(for tool in $(1); do PATH="$$PATH:/usr/sbin" command -v $$tool >/dev/null || echo $$tool; done); \
 	[ -z "$$missing" ] || { $(APT) update -qq && $(APT) install -y --no-install-recommends $$missing; }
 
-.PHONY: help env env-train env-ray env-tools bench-env serve test test-all test-gpu lint proto docs train lock clean
+.PHONY: help env env-train env-ray env-tools bench-env bench-check serve test test-all test-gpu lint proto docs train lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -34,8 +34,17 @@ env-ray: env ## add Ray Serve
 env-tools: ## install the programs that tests drive, with apt-get
 	$(call need,$(TOOLS))
 
-bench-env: env ## add what benchmarks/peers needs: LitServe
+BENCH_ENVS := build/bench-env
+bench-env: env $(BENCH_ENVS)/llamacpp/.stamp $(BENCH_ENVS)/vllm/.stamp ## add what the benchmarks need: LitServe; llama.cpp and vLLM in build/bench-env
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock -r requirements-bench.lock
+
+bench-check: bench-env ## measure every target on the CPU, a line each; fails where one is missed or not measured
+	$(BIN)/python -m benchmarks.check
+
+$(BENCH_ENVS)/%/.stamp: requirements-bench-%.lock
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --quiet --disable-pip-version-check $(PIP_FLAGS) --no-deps -r $<
+	touch $@
 
 TRAIN ?= --recipe cpu
 train: env-train ## train the embedded default into training/state/model (TRAIN="--recipe gpu --device cuda")

@@ -21,7 +21,7 @@ from torch.nn.utils.parametrize import remove_parametrizations
 
 from model.audio_features import ClipFeatures
 from model.config import BranchConfig, SpeechLLMConfig
-from model.pieces import Pieces, finish
+from model.pieces import Pieces, finish, pauses
 from model.wavlm_encoder import WavLMFrontEnd, WavLMTransformer, build_wavlm
 from model.whisper_encoder import build_whisper, encode_windows
 
@@ -115,6 +115,7 @@ class AudioEncoder(nn.Module):
         projected = []
         for wave in waves:
             projected.append((yield from front_end(wave.to(weight.device, weight.dtype))))
+            yield from pauses(weight)
         lengths = [len(rows) for rows in projected]
         padded = nn.utils.rnn.pad_sequence(projected, batch_first=True)
         states = yield from WavLMTransformer(self.wavlm)(padded, lengths)

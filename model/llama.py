@@ -6,7 +6,9 @@ scale reaches q, k, v and o in one channel order and nothing is permuted.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -16,6 +18,7 @@ from torch import Tensor, nn
 from model.config import LlamaConfig, LoraConfig
 from model.kv_cache import KVCache
 from model.lora import LoraLinear
+from model.prepacked import pack_linears
 
 Rotary = tuple[Tensor, Tensor]
 """cos and sin of each token's position, [N, 1, d / 2] each."""
@@ -71,18 +74,44 @@ class Attend(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class DecodePart:
+    """Decoding rows start:stop of a batch, read at once.
+
+    pages: [b, P], or as a slice. mask: [b, 1, 1, S], added to scores.
+    """
+
+    start: int
+    stop: int
+    pages: Tensor | slice
+    mask: Tensor
+
+
+@dataclass(frozen=True)
 class PagedAttention:
-    """Attend of serving: writes keys and values of all N tokens first, then reads each sequence's pages."""
+    """Attend of serving: writes keys and values of all N tokens first, then reads each sequence's pages.
+
+    in_place: how decoding rows read pages where they lie (query [B, H, d], keys and values [pages, page size,
+    H, d], tables [B, P], contexts [B] -> [B, H, d]); None gathers them.
+    """
 
     batch: FlatBatch
     cache: KVCache
+    in_place: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor] | None = None
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """[N, H, d] each -> [N, H, d]."""
         self.cache.write(layer, self.batch.slots, key, value)
+        return self.read(layer, query)
+
+    def read(self, layer: int, query: Tensor) -> Tensor:
+        """[N, H, d] -> [N, H, d], once the keys and values of these tokens are in the cache."""
         parts = [self._prefill(layer, query, span) for span in self.batch.prefills]
-        if self.batch.decodes is not None:
-            parts.append(self._decode(layer, query, self.batch.decodes))
+        rows = self.batch.decodes
+        if rows is not None and self.in_place is not None:
+            keys, values = self.cache.keys[layer], self.cache.values[layer]
+            parts.append(self.in_place(query[rows.start :], keys, values, rows.pages, rows.contexts))
+        elif rows is not None:
+            parts.append(self._decode(layer, query, rows))
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 
     def _prefill(self, layer: int, query: Tensor, span: PrefillSpan) -> Tensor:
@@ -99,11 +128,34 @@ class PagedAttention:
         return out.transpose(0, 1)
 
     def _decode(self, layer: int, query: Tensor, rows: DecodeRows) -> Tensor:
-        """One query a sequence, contexts padded to the longest and masked. Returns [B, H, d]."""
-        key, value = (t.transpose(1, 2) for t in self.cache.read(layer, rows.pages))
-        mask = torch.arange(key.shape[2], device=query.device) < rows.contexts[:, None]
-        one = query[rows.start :, :, None]
-        return F.scaled_dot_product_attention(one, key, value, attn_mask=mask[:, None, None])[:, :, 0]
+        """One query a sequence. Returns [B, H, d]."""
+        parts = [self._decode_part(layer, query[rows.start :], part) for part in self._decode_parts]
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+    def _decode_part(self, layer: int, query: Tensor, part: DecodePart) -> Tensor:
+        """Contexts padded to the longest and masked. Returns [b, H, d]."""
+        key, value = (t.transpose(1, 2) for t in self.cache.read(layer, part.pages))
+        one = query[part.start : part.stop, :, None]
+        return F.scaled_dot_product_attention(one, key, value, attn_mask=part.mask)[:, :, 0]
+
+    @cached_property
+    def _decode_parts(self) -> list[DecodePart]:
+        """The same for all layers. On a CPU few rows at a time, each run as wide as its own longest."""
+        rows = self.batch.decodes
+        assert rows is not None
+        count, width = rows.pages.shape
+        runs = [(0, count, width)]
+        if rows.contexts.device.type == "cpu":
+            runs = list(self.cache.read_together(rows.contexts.tolist()))
+        return [self._decode_run(rows, *run) for run in runs]
+
+    def _decode_run(self, rows: DecodeRows, start: int, stop: int, width: int) -> DecodePart:
+        contexts = rows.contexts[start:stop, None]
+        tokens = torch.arange(width * self.cache.page_size, device=contexts.device)
+        mask = torch.zeros_like(tokens, dtype=self.batch.embeddings.dtype).expand(len(contexts), -1)
+        mask = mask.masked_fill(tokens >= contexts, float("-inf"))
+        pages = rows.pages[start:stop, :width]
+        return DecodePart(start, stop, self.cache.as_slice(pages) or pages, mask[:, None, None])
 
 
 class Attention(nn.Module):
@@ -120,7 +172,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, rotary: Rotary, scale: Tensor | None, attend: Attend) -> Tensor:
         """[N, D] -> [N, D]."""
         qkv = self.qkv(x, scale).unflatten(-1, (self.heads, self.head_dim))
-        query, key = rotate(qkv[:, 0], rotary), rotate(qkv[:, 1], rotary)
+        query, key = rotate(qkv[:, :2].flatten(1, 2), rotary).chunk(2, dim=1)
         attended = attend(self.layer, query, key, qkv[:, 2])
         out: Tensor = self.o(attended.flatten(1), scale)[:, 0]
         return out
@@ -179,7 +231,7 @@ class Llama(nn.Module):
 
         scale: [N, D] as in FlatBatch, or None.
         """
-        cos, sin = self._rotary_table(x)
+        cos, sin = self.rotary_table(x)
         rotary = cos[positions][:, None], sin[positions][:, None]
         for layer in self.layers:
             x = layer(x, rotary, scale, attend)
@@ -201,7 +253,14 @@ class Llama(nn.Module):
             layer.attention.qkv.merge(scale)
             layer.attention.o.merge(scale)
 
-    def _rotary_table(self, like: Tensor) -> tuple[Tensor, Tensor]:
+    def prepack(self, max_bytes: float) -> float:
+        """Have weights in oneDNN's order too, as far as `max_bytes` go; returns what is left of them."""
+        for layer in self.blocks:
+            max_bytes = layer.attention.qkv.prepack(max_bytes)
+            max_bytes = layer.attention.o.prepack(max_bytes)
+        return pack_linears(self, max_bytes)
+
+    def rotary_table(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """cos and sin [positions, d / 2], float64 for a float64 model, else float32; made at first use."""
         dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
         made = self._rotary
@@ -219,8 +278,7 @@ def rotary_table(config: LlamaConfig, device: torch.device, dtype: torch.dtype) 
 
 
 def rotate(x: Tensor, rotary: Rotary) -> Tensor:
-    """Rotate neighbouring channel pairs of x [N, H, d] by their positions' angles."""
+    """Rotate neighbouring channel pairs of x [N, H, d] by their positions' angles: complex products."""
     cos, sin = rotary
-    wide = x.to(cos.dtype)
-    even, odd = wide[..., 0::2], wide[..., 1::2]
-    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2).to(x.dtype)
+    pairs = torch.view_as_complex(x.to(cos.dtype).reshape(*x.shape[:-1], -1, 2))
+    return torch.view_as_real(pairs * torch.complex(cos, sin)).flatten(-2).to(x.dtype)

@@ -7,8 +7,9 @@ matrix products and one multiplication, no gather of adapters.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from model.prepacked import can_pack, pack, product
 
 
 class LoraLinear(nn.Module):
@@ -23,18 +24,41 @@ class LoraLinear(nn.Module):
         self.groups = groups
         self.out_features = out_features
         self.merged = False
+        self.prepacked: Tensor | None = None
+        self._stacked: Tensor | None = None
         self.weight = nn.Parameter(torch.empty(groups * out_features, in_features))
         self.lora_A = nn.Parameter(torch.zeros(groups, in_features, r))
         self.lora_B = nn.Parameter(torch.zeros(groups, r, out_features))
 
     def forward(self, x: Tensor, scale: Tensor | None) -> Tensor:
         """x: [N, in]. scale: [N, out], or None for no LoRA at all. Returns [N, groups, out]."""
-        y: Tensor = F.linear(x, self.weight).view(-1, self.groups, self.out_features)
+        y = product(x, self.weight, self.prepacked).view(-1, self.groups, self.out_features)
         if scale is None or self.merged:
             return y
-        low = torch.einsum("ni,gir->gnr", x, self.lora_A)
-        out: Tensor = y + torch.bmm(low, self.lora_B).transpose(0, 1) * scale[:, None]
-        return out
+        update = torch.bmm(torch.matmul(x, self.lora_A), self.lora_B)
+        return torch.addcmul(y, update.transpose(0, 1), scale[:, None])
+
+    def prepack(self, max_bytes: float) -> float:
+        """Have the weight in oneDNN's order too, if `max_bytes` allow it; returns what is left of them."""
+        if not can_pack(self.weight) or self.weight.nbytes > max_bytes:
+            return max_bytes
+        self.prepacked = pack(self.weight)
+        return max_bytes - self.weight.nbytes
+
+    @torch.no_grad()
+    def stacked(self) -> Tensor:
+        """W and below it all A, transposed, as one tensor [groups * (out + r), in]: one product for both.
+        From the first call on the parameters are views of it; merged weights are W alone.
+        """
+        if self.merged:
+            return self.weight.data
+        if self._stacked is None:
+            rank_rows = self.lora_A.data.transpose(1, 2).flatten(0, 1)
+            whole = self._stacked = torch.cat([self.weight.data, rank_rows])
+            self.weight.data = whole[: len(self.weight)]
+            low = whole[len(self.weight) :].view(self.groups, -1, whole.shape[1])
+            self.lora_A.data = low.transpose(1, 2)
+        return self._stacked
 
     @torch.no_grad()
     def merge(self, scale: Tensor) -> None:
@@ -47,4 +71,6 @@ class LoraLinear(nn.Module):
             update = (self.lora_A[group].double() @ self.lora_B[group].double()) * scale.double()
             weight[group].copy_((weight[group].double() + update.t()).to(weight.dtype))
         self.merged = True
+        self.prepacked = None
+        self._stacked = None
         del self.lora_A, self.lora_B

@@ -19,6 +19,7 @@ Pieces = Generator[None, None, T]
 CPU_FLOPS = 1e9
 """Of one piece, about: some 10 to 30 ms on two cores, and large enough for a matrix product's full rate."""
 GPU_FLOPS = 2e12
+"""Some 4 ms of a large GPU. There a layer of a few clips is one piece: launches would cost more."""
 
 
 def finish(pieces: Pieces[T]) -> T:
@@ -37,9 +38,17 @@ def rows_of_a_piece(flops_per_row: float, device: torch.device) -> int:
     return max(1, int(flops / flops_per_row))
 
 
+def pauses(x: Tensor) -> Pieces[None]:
+    """Where a layer ends on a GPU, which does not stop within a layer unless it is a long one."""
+    if x.is_cuda:
+        yield
+
+
 def by_rows(compute: Callable[..., Tensor], rows: int, *inputs: Tensor) -> Pieces[Tensor]:
     """`compute` over inputs [N, ...] of equal N, `rows` of them at a time -> [N, ...]."""
     parts = []
+    if inputs[0].is_cuda and len(inputs[0]) <= rows:
+        return compute(*inputs)
     for part in zip(*(torch.split(x, rows) for x in inputs), strict=True):
         parts.append(compute(*part))
         yield

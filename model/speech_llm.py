@@ -12,6 +12,7 @@ from model.audio_features import AudioFeatures, ClipFeatures
 from model.config import SpeechLLMConfig
 from model.kv_cache import KVCache
 from model.llama import FlatBatch, Llama, PrefillSpan
+from model.prepacked import pack_linears
 from model.prompt_adapter import PromptAdapter
 
 
@@ -46,13 +47,13 @@ class SpeechLLM(nn.Module):
         return KVCache(self.config.llama, num_pages, page_size, self.dtype, self.device)
 
     def clip_features(self, waveform: Tensor) -> ClipFeatures:
-        """[T] float32 at 16 kHz -> what the encoders read."""
-        return self.features(waveform)
+        """[T] float32 at 16 kHz -> what the encoders read, on the weights' device."""
+        return self.features(waveform.to(self.device))
 
     @torch.inference_mode()
     def encode_audio(self, waveforms: Sequence[Tensor]) -> list[Tensor]:
         """Clips [T] float32 at 16 kHz -> audio embeddings [num_audio_tokens(T), D] each."""
-        clips = [self.features(waveform) for waveform in waveforms]
+        clips = [self.clip_features(waveform) for waveform in waveforms]
         embeddings: list[Tensor] = self.audio_encoder(clips)
         return embeddings
 
@@ -94,3 +95,12 @@ class SpeechLLM(nn.Module):
     def merge(self, scale: Tensor) -> None:
         """Fold the LoRA at `scale` [D] into the language model, for good."""
         self.llama.merge(scale)
+
+    @torch.inference_mode()
+    def prepack(self, max_bytes: float) -> None:
+        """Copy weights into the order in which a CPU multiplies them fastest, as far as `max_bytes` go.
+
+        The decoder's first, then the encoders'. To be called once they are loaded and merged, for good.
+        """
+        left = self.llama.prepack(max_bytes)
+        pack_linears(self.audio_encoder, left)

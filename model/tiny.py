@@ -15,9 +15,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from model.checkpoint import empty_model, tensor_places
 from model.checkpoint_format import ShardWriter, expected_tensors
 from model.config import SpeechLLMConfig
 from model.prompt import SYSTEM
+from model.speech_llm import SpeechLLM
 from model.tokenizer import train_tokenizer
 
 VOCAB_SIZE = 512
@@ -56,11 +58,24 @@ def write_random(directory: Path, config: SpeechLLMConfig, texts: Iterable[str],
                 writer.add(name, _random(name, shape, generator))
 
 
+@torch.no_grad()
+def random_model(config: SpeechLLMConfig, device: torch.device, dtype: torch.dtype, seed: int) -> SpeechLLM:
+    """The same kind of weights, made on the device without a directory, for sizes that nobody would write."""
+    model = empty_model(config, device, dtype)
+    generator = torch.Generator(device).manual_seed(seed)
+    shapes = expected_tensors(config)
+    for name, place in tensor_places(model).items():
+        place.copy_(_random(name, shapes[name], generator).reshape(place.shape))
+    model.audio_encoder.fold_weight_norm()
+    return model.eval().requires_grad_(False)
+
+
 def _random(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     """Norms are ones, biases small, matrices keep the size of what passes through them."""
+    device = generator.device
     if "norm" in name or name.endswith(("original0", "gru_rel_pos_const")):
-        return torch.zeros(shape) if name.endswith(".bias") else torch.ones(shape)
-    noise = torch.randn(shape, generator=generator)
+        return torch.full(shape, 0.0 if name.endswith(".bias") else 1.0, device=device)
+    noise = torch.randn(shape, generator=generator, device=device)
     if len(shape) == 1:
         return noise * 0.02
     gain = next((gain for part, gain in GAINS.items() if part in name), None)

@@ -17,13 +17,15 @@ from torch import Tensor
 from transformers import WavLMConfig, WavLMModel
 
 from model.config import WavLMEncoderConfig
-from model.pieces import Pieces, by_rows, convolve, linear, rows_of_a_piece
+from model.pieces import Pieces, by_rows, convolve, linear, pauses, rows_of_a_piece
 
 Statistics = tuple[Tensor, Tensor]
 """Mean and variance, [channels] each."""
 QUERY_CHUNK = 128
 """Rows of attention at a time: its bias is one number per head and pair of frames, 1.7 GB at once for a clip
 of two minutes. On a CPU small chunks stay in its cache."""
+GPU_BIAS_BYTES = 2**28
+"""Of the bias of one chunk on a GPU, where a chunk is as large as that allows."""
 
 
 def build_wavlm(config: WavLMEncoderConfig) -> WavLMModel:
@@ -56,7 +58,7 @@ class WavLMFrontEnd:
     """Convolutions and feature projection of one clip, some frames at a time.
 
     Neighbouring pieces both compute what both their frames see. The base variant's GroupNorm alone looks at
-    the whole clip: its mean and variance are gathered in a first walk over the first convolution.
+    the whole clip: its mean and variance follow from those of the samples under the kernel.
     """
 
     def __init__(self, wavlm: WavLMModel) -> None:
@@ -72,9 +74,7 @@ class WavLMFrontEnd:
         step = rows_of_a_piece(self._flops_per_frame(), wave.device)
         if frames <= step:
             return self._compute(wave, None)
-        norm = None
-        if self._is_base:
-            norm = yield from self._statistics(wave, step * math.prod(self._strides[1:]))
+        norm = self._statistics(wave) if self._is_base else None
         parts = []
         for start in range(0, frames, step):
             part = wave[_inputs(start, min(start + step, frames), self._kernels, self._strides)]
@@ -91,36 +91,36 @@ class WavLMFrontEnd:
     def _compute(self, wave: Tensor, norm: Statistics | None) -> Tensor:
         """[t] -> [f, C]. norm: the first layer's mean and variance, if `wave` is not the whole clip."""
         first, *others = self._layers
-        x = wave[None, None]
         if norm is None:
-            x = first(x)
+            x = first(wave[None, None])
         else:
-            affine = first.layer_norm
-            x = F.batch_norm(first.conv(x), *norm, affine.weight, affine.bias, eps=affine.eps)
-            x = first.activation(x)
+            x = first.activation(self._first_normalised(wave, norm))[None]
         for layer in others:
             x = layer(x)
         rows: Tensor = self._projection(x.transpose(1, 2))[0][0]
         return rows
 
-    def _statistics(self, wave: Tensor, step: int) -> Pieces[Statistics]:
-        """Mean and variance [channels] of the first convolution over the clip, `step` outputs at a time."""
-        first = self._layers[0].conv
-        kernels, strides = self._kernels[:1], self._strides[:1]
-        total = _outputs(len(wave), kernels, strides)
-        mean = square = torch.zeros(first.out_channels, dtype=torch.float64, device=wave.device)
-        for start in range(0, total, step):
-            part = wave[_inputs(start, min(start + step, total), kernels, strides)]
-            x = first(part[None, None])[0]
-            own = torch.var_mean(x if x.dtype == torch.float64 else x.float(), dim=-1, correction=0)
-            variance, average = (value.double() for value in own)
-            count = x.shape[-1]
-            # Two parts' squares around their means, joined (Chan, Golub and LeVeque, 1979).
-            apart = average - mean
-            square = square + variance * count + apart.square() * (start * count / (start + count))
-            mean = mean + apart * (count / (start + count))
-            yield
-        return mean.to(wave.dtype), (square / total).to(wave.dtype)
+    def _first_normalised(self, wave: Tensor, norm: Statistics) -> Tensor:
+        """[t] -> [channels, f]: the first convolution and its norm as one matrix product."""
+        first = self._layers[0]
+        mean, variance = norm
+        strength = first.layer_norm.weight * (variance + first.layer_norm.eps).rsqrt()
+        weight = first.conv.weight[:, 0] * strength[:, None]
+        samples = wave.unfold(0, self._kernels[0], self._strides[0])
+        shift = first.layer_norm.bias - mean * strength
+        return torch.addmm(shift[:, None], weight, samples.t())
+
+    def _statistics(self, wave: Tensor) -> Statistics:
+        """Mean and variance [channels] over the clip of the first convolution, its bias left out, as the norm
+        takes it away: w m and w C w of the mean m and the covariance C of the samples under the kernel.
+        """
+        samples = wave.unfold(0, self._kernels[0], self._strides[0]).double()
+        average = samples.mean(0)
+        apart = samples - average
+        covariance = apart.t() @ apart / len(samples)
+        weight = self._layers[0].conv.weight[:, 0].double()
+        variance = ((weight @ covariance) * weight).sum(1)
+        return (weight @ average).to(wave.dtype), variance.to(wave.dtype)
 
 
 def _outputs(samples: int, kernels: Sequence[int], strides: Sequence[int]) -> int:
@@ -163,6 +163,7 @@ class WavLMTransformer:
         states = [hidden]
         for layer in encoder.layers:
             hidden = yield from self._layer(layer, hidden, bias, padding)
+            yield from pauses(hidden)
             states.append(hidden)
         if self._stable:
             states[-1] = encoder.layer_norm(hidden)
@@ -224,14 +225,18 @@ class WavLMTransformer:
         gate = self._gate(attention, split(x))
         toeplitz = bias.unfold(1, frames, 1)
         parts = []
-        for start in range(0, frames, QUERY_CHUNK):
-            stop = min(start + QUERY_CHUNK, frames)
+        chunk = QUERY_CHUNK
+        if x.is_cuda:
+            chunk = max(chunk, GPU_BIAS_BYTES // (gate[:, :, :1].numel() * frames * x.itemsize))
+        for start in range(0, frames, chunk):
+            stop = min(start + chunk, frames)
             offsets = torch.arange(frames - 1 - start, frames - 1 - stop, -1, device=x.device)
             mask = gate[:, :, start:stop] * toeplitz[:, offsets]
             if padding is not None:
                 mask = mask.masked_fill(padding[:, None, None], float("-inf"))
             parts.append(F.scaled_dot_product_attention(query[:, :, start:stop], key, value, attn_mask=mask))
-            yield
+            if not x.is_cuda:
+                yield
         attended: Tensor = torch.cat(parts, dim=2).transpose(1, 2).reshape(batch, frames, -1)
         return attended
 

@@ -11,7 +11,7 @@ from transformers import WhisperConfig
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from model.config import WhisperEncoderConfig
-from model.pieces import Pieces, by_rows, convolve, linear, rows_of_a_piece
+from model.pieces import Pieces, by_rows, convolve, linear, pauses, rows_of_a_piece
 
 
 def build_whisper(config: WhisperEncoderConfig) -> WhisperEncoder:
@@ -37,6 +37,7 @@ def encode_windows(encoder: WhisperEncoder, log_mel: Tensor) -> Pieces[Tensor]:
     hidden = x.transpose(1, 2) + encoder.embed_positions.weight
     for layer in encoder.layers:
         hidden = yield from _layer(layer, hidden)
+        yield from pauses(hidden)
     normed: Tensor = encoder.layer_norm(hidden)
     return normed
 
@@ -69,6 +70,9 @@ def _attend(attention: Any, x: Tensor) -> Pieces[Tensor]:
     key = split((yield from linear(attention.k_proj, rows)))
     value = split((yield from linear(attention.v_proj, rows)))
     step = rows_of_a_piece(4.0 * frames * size * windows, x.device)
+    if x.is_cuda and frames <= step:
+        whole = F.scaled_dot_product_attention(query, key, value, scale=1.0)
+        return whole.transpose(1, 2).reshape(windows, frames, size)
     parts = []
     for part in torch.split(query, step, dim=2):
         parts.append(F.scaled_dot_product_attention(part, key, value, scale=1.0))

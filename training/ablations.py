@@ -61,11 +61,12 @@ def main(
     single_steps: Annotated[int, typer.Option(help="Steps of stage 1.")] = 600,
     joint_steps: Annotated[int, typer.Option(help="Steps of stage 2.")] = 250,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    workers: Annotated[int, typer.Option(help="Processes that prepare batches for a GPU.")] = 2,
 ) -> None:
     """Train every arm; what is done is not done again."""
     for arm, recipe in arms(single_steps, joint_steps).items():
         if arm.startswith(only) and not (output / arm).exists():
-            run = stages.Run(recipe, branch_off(State(state), arm), torch.device(device), 1)
+            run = stages.Run(recipe, branch_off(State(state), arm), torch.device(device), workers)
             stages.single(run)
             stages.joint(run)
             stages.export(run, output / arm)

@@ -71,6 +71,28 @@ class Pair:
     emotions: tuple[int, int]
 
 
+@dataclass(frozen=True, slots=True)
+class Pairs:
+    """B pairs. waves: [B, T] float32. pieces: [B, F]. same: [B] bool. speakers, emotions: [2 B] int64."""
+
+    waves: Tensor
+    pieces: Tensor
+    same: Tensor
+    speakers: Tensor
+    emotions: Tensor
+
+    @classmethod
+    def of(cls, pairs: Sequence[Pair]) -> Pairs:
+        """Stack them."""
+        return cls(
+            torch.from_numpy(np.stack([p.wave for p in pairs])),
+            torch.from_numpy(np.stack([p.piece for p in pairs])),
+            torch.tensor([p.same for p in pairs]),
+            torch.tensor([p.speakers for p in pairs]).flatten(),
+            torch.tensor([p.emotions for p in pairs]).flatten(),
+        )
+
+
 class Utterances:
     """All lines of the training clips, by voice."""
 
@@ -196,40 +218,35 @@ class AcousticStage:
         self.trained = Hearing(self.encoder, self.utterances.num_voices).to(self.device)
         self.trained.requires_grad_(True)
 
-    def losses(self, step: int) -> dict[str, Tensor]:
-        """loss; voice: share of voices named right; changed: of frames judged right; how: of emotions."""
+    def batch(self, step: int) -> Pairs:
+        """Pairs of utterances."""
         rng = random.Random(f"{self.recipe.seed}/acoustic/{step}")
-        return self.judge([self.utterances.pair(rng) for _ in range(self.budget.batch)])
+        return Pairs.of([self.utterances.pair(rng) for _ in range(self.budget.batch)])
 
-    def judge(self, pairs: Sequence[Pair]) -> dict[str, Tensor]:
-        """The figures of given pairs."""
-        states = self.trained.states(torch.from_numpy(np.stack([p.wave for p in pairs])).to(self.device))
-        pieces = torch.from_numpy(np.stack([p.piece for p in pairs]))[:, : states[0].shape[1]].to(self.device)
+    def losses(self, batch: Pairs) -> dict[str, Tensor]:
+        """loss; voice: share of voices named right; changed: of frames judged right; how: of emotions."""
+        states = self.trained.states(batch.waves)
+        pieces = batch.pieces[:, : states[0].shape[1]]
         inside = torch.stack([pieces == 0, pieces == 1], dim=1).float()
-        speakers = self._labels([p.speakers for p in pairs])
-        emotions = self._labels([p.emotions for p in pairs])
         heads = self.trained.heads
         voice = heads.speaker(pooled(states[SPEAKER_LAYER], inside)).flatten(0, 1)
         how = heads.emotion(pooled(states[-1], inside)).flatten(0, 1)
         changed = heads.changed(states[-1])[..., 0]
-        same = torch.tensor([p.same for p in pairs], device=self.device)
-        target = ((pieces == 1) & ~same[:, None]).float()
+        target = ((pieces == 1) & ~batch.same[:, None]).float()
         heard = (pieces != IGNORE).float() * torch.where(pieces == 1, 2.0, 1.0)
         judged = F.binary_cross_entropy_with_logits(changed, target, heard, reduction="sum") / heard.sum()
-        named = F.cross_entropy(voice, speakers)
-        felt = F.cross_entropy(how, emotions, ignore_index=IGNORE)
+        named = F.cross_entropy(voice, batch.speakers)
+        felt = F.cross_entropy(how, batch.emotions, ignore_index=IGNORE)
         second = (pieces == 1).float()
         right = (((changed > 0) == (target > 0)).float() * second).sum() / second.sum().clamp(min=1)
-        known = emotions != IGNORE
+        known = (batch.emotions != IGNORE).float()
+        felt_right = ((how.argmax(-1) == batch.emotions) * known).sum() / known.sum().clamp(min=1)
         return {
             "loss": named + 2 * judged + felt,
-            "voice": (voice.argmax(-1) == speakers).float().mean(),
+            "voice": (voice.argmax(-1) == batch.speakers).float().mean(),
             "changed": right,
-            "how": (how.argmax(-1) == emotions)[known].float().mean(),
+            "how": felt_right,
         }
-
-    def _labels(self, pairs: Sequence[tuple[int, int]]) -> Tensor:
-        return torch.tensor(pairs, device=self.device).flatten()
 
 
 def pooled(hidden: Tensor, inside: Tensor) -> Tensor:

@@ -62,11 +62,11 @@ class Dataset:
         return len(self.clips)
 
     def whisper(self, clip: Clip) -> Tensor:
-        """[F, d_model] float32."""
+        """[F, d_model] float16."""
         return self._rows("whisper", clip.shard, clip.whisper_first, whisper_frames(clip.record.num_samples))
 
     def wavlm(self, clip: Clip) -> Tensor:
-        """[F, layers + 1, C] float32."""
+        """[F, layers + 1, C] float16."""
         frames = wavlm_frames(clip.record.num_samples, self._config)
         return self._rows("wavlm", clip.shard, clip.wavlm_first, frames)
 
@@ -74,13 +74,13 @@ class Dataset:
         """Zeros in place of `wavlm`, for a stage in which the acoustic branch says nothing. Reads no file."""
         frames = wavlm_frames(clip.record.num_samples, self._config)
         layers = self._config.num_hidden_layers + 1
-        return torch.zeros(1).expand(frames, layers, self._config.hidden_size)
+        return torch.zeros(1, dtype=torch.float16).expand(frames, layers, self._config.hidden_size)
 
     def _rows(self, what: str, shard: int, first: int, count: int) -> Tensor:
         key = (what, shard)
         if key not in self._maps:
             self._maps[key] = np.load(self._folders[what] / f"{shard:05}.npy", mmap_mode="r")
-        return torch.from_numpy(self._maps[key][first : first + count].astype(np.float32))
+        return torch.from_numpy(self._maps[key][first : first + count].copy())
 
 
 def epoch_order(size: int, seed: str, step: int, batch: int) -> list[int]:

@@ -6,7 +6,9 @@ state/wavlm/SPLIT/00012.npy     [frames of all clips, layers + 1, C]
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +26,7 @@ from training.recipe import State
 from training.whisper_tiny import find_model_bin, load_encoder_weights
 
 Encode = Callable[[list[np.ndarray]], list[np.ndarray]]
-BATCH = 4
+BATCH = 8
 """Windows encoded together."""
 
 
@@ -53,29 +55,69 @@ def wavlm_features(encoder: AudioEncoder, waves: list[np.ndarray]) -> list[np.nd
     return [rows[i, :length] for i, length in enumerate(lengths)]
 
 
-def extract_whisper(config: SpeechLLMConfig, state: State, device: torch.device) -> None:
+def extract_whisper(config: SpeechLLMConfig, state: State, device: torch.device, workers: int = 0) -> None:
     """Encode what is missing with Whisper."""
-    encoder, windows = open_whisper(config).to(device), AudioFeatures(config)
-    extract(state, "whisper", lambda waves: whisper_features(encoder, windows, waves))
+    encoder = open_whisper(config)
+    extract(state, "whisper", WhisperEncode(encoder, AudioFeatures(config), device), workers)
 
 
-def extract_wavlm(encoder: AudioEncoder, state: State) -> None:
+def extract_wavlm(encoder: AudioEncoder, state: State, device: torch.device, workers: int = 0) -> None:
     """Encode what is missing with the WavLM that the acoustic stage trained."""
-    extract(state, "wavlm", lambda waves: wavlm_features(encoder, waves))
+    # From the CPU, for not every machine can hand CUDA memory to another process.
+    extract(state, "wavlm", WavLMEncode(encoder.cpu(), device), workers)
 
 
-def extract(state: State, what: str, encode: Encode) -> None:
+@dataclass
+class WhisperEncode:
+    """Waves -> Whisper's frames, in whichever process it is called."""
+
+    encoder: nn.Module
+    windows: AudioFeatures
+    device: torch.device
+
+    def __call__(self, waves: list[np.ndarray]) -> list[np.ndarray]:
+        """See `whisper_features`."""
+        return whisper_features(self.encoder.to(self.device), self.windows, waves)
+
+
+@dataclass
+class WavLMEncode:
+    """Waves -> WavLM's states, in whichever process it is called."""
+
+    encoder: AudioEncoder
+    device: torch.device
+
+    def __call__(self, waves: list[np.ndarray]) -> list[np.ndarray]:
+        """See `wavlm_features`."""
+        return wavlm_features(self.encoder.to(self.device), waves)
+
+
+def extract(state: State, what: str, encode: Encode, workers: int = 0) -> None:
+    """Encode the missing shards of both splits. workers: processes beside this one; 0: this one alone.
+
+    Computing a shard keeps one core busy whatever the device, so on a GPU several processes share it.
+    """
     for split in ("train", "validation"):
         speech, folder = state.shards("speech", split), state.shards(what, split)
         numbers = sorted(int(path.stem) for path in speech.glob("*.jsonl"))
         missing = [n for n in numbers if not (folder / f"{n:05}.npy").exists()]
+        job = partial(_encode_shard, speech, folder, encode)
         with track(f"Encoding with {what} ({split})", len(numbers), len(numbers) - len(missing)) as advance:
-            for number in missing:
-                _encode_shard(speech, folder, number, encode)
+            for _ in _spread(job, missing, workers):
                 advance(1)
 
 
-def _encode_shard(speech: Path, folder: Path, number: int, encode: Encode) -> None:
+def _spread(job: Callable[[int], None], numbers: list[int], workers: int) -> Iterator[None]:
+    if workers == 0 or len(numbers) < 2:
+        yield from map(job, numbers)
+        return
+    context = torch.multiprocessing.get_context("spawn")
+    chunk = -(-len(numbers) // (4 * workers))  # the network travels with each
+    with context.Pool(min(workers, len(numbers)), torch.set_num_threads, (1,)) as pool:
+        yield from pool.imap_unordered(job, numbers, chunk)
+
+
+def _encode_shard(speech: Path, folder: Path, encode: Encode, number: int) -> None:
     waves = [wave for _, wave in read_shard(speech, number)]
     rows = [part for i in range(0, len(waves), BATCH) for part in encode(waves[i : i + BATCH])]
     with write_whole(folder / f"{number:05}.npy") as path, path.open("wb") as file:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from model.speech_llm import SpeechLLM
-from training.batch import Item, pack
+from training.batch import Item, Packed, pack
 from training.corpus import draw, draw_kind
 from training.network import answer_logits, answer_loss, right_answers, train_only
 from training.recipe import Recipe
@@ -69,6 +69,15 @@ def draw_tasks(script: Script, count: int, weights: dict[str, float], rng: rando
     return chosen
 
 
+@dataclass(frozen=True, slots=True)
+class Read:
+    """A batch of text. heard: [n] int64 ids and BLANKs of the simulated clips, which are so hard to hear."""
+
+    packed: Packed
+    heard: Tensor
+    hardness: float
+
+
 @dataclass
 class LanguageStage:
     """Trains token embeddings, decoder and head; the LoRA stays off."""
@@ -90,8 +99,13 @@ class LanguageStage:
             if "lora_" in name:
                 parameter.requires_grad_(False)
 
-    def losses(self, step: int) -> dict[str, Tensor]:
-        """loss: answers; right: share of answers without a wrong token."""
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.model.device
+
+    def batch(self, step: int) -> Read:
+        """Simulated clips and tasks about them."""
         rng = random.Random(f"{self.recipe.seed}/language/{step}")
         items, heard = [], []
         for _ in range(self.budget.batch):
@@ -99,11 +113,14 @@ class LanguageStage:
             item, tokens = self._bare(rng) if bare else self._item(rng, self.hardness(step))
             items.append(item)
             heard += tokens
-        packed = pack(items, self.model.device)
-        audio = self._embed(heard, self.hardness(step))
-        logits = answer_logits(self.model, packed, audio, None)
-        right = right_answers(logits.detach(), packed).float().mean()
-        return {"loss": answer_loss(logits, packed), "right": right}
+        return Read(pack(items), torch.tensor(heard, dtype=torch.long), self.hardness(step))
+
+    def losses(self, batch: Read) -> dict[str, Tensor]:
+        """loss: answers; right: share of answers without a wrong token."""
+        audio = self._embed(batch.heard, batch.hardness)
+        logits = answer_logits(self.model, batch.packed, audio, None)
+        right = right_answers(logits.detach(), batch.packed).float().mean()
+        return {"loss": answer_loss(logits, batch.packed), "right": right}
 
     def hardness(self, step: int) -> float:
         """Of the simulated audio, at most."""
@@ -126,9 +143,8 @@ class LanguageStage:
             segments.append(self.encoder.segment(make_example(task, script, rng, "train"), audio=False))
         return Item((), 0, tuple(segments)), []
 
-    def _embed(self, heard: list[int], hardness: float) -> Tensor:
+    def _embed(self, ids: Tensor, hardness: float) -> Tensor:
         """[n, D]: token embeddings, zeros for BLANK, all with noise of a strength that varies."""
-        ids = torch.tensor(heard, dtype=torch.long, device=self.model.device)
         rows: Tensor = self.model.llama.embed_tokens(ids.clamp(min=0)).detach() * (ids >= 0)[:, None]
         strength = hardness * (torch.rand((), device=rows.device) * 0.4 + 0.05)
         noise = torch.randn_like(rows) * strength * rows.shape[1] ** -0.5

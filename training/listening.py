@@ -16,12 +16,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from model.config import subsampled_length
 from model.speech_llm import SpeechLLM
-from training.batch import Item, Packed, pack
+from training.batch import Item, Packed, Ragged, pack
 from training.corpus import FRAME, ClipRecord
 from training.dataset import Clip, Dataset, epoch_order
 from training.language import draw_tasks
 from training.network import (
+    IGNORE,
     AlignmentLoss,
     Turn,
     VoiceLoss,
@@ -31,6 +33,7 @@ from training.network import (
     prompt_scales,
     right_answers,
     train_only,
+    turn_labels,
 )
 from training.recipe import Recipe
 from training.scripts import EMOTIONS, Script
@@ -135,6 +138,36 @@ def masked(rows: Tensor, rng: random.Random) -> Tensor:
     return rows
 
 
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What a batch of B clips is and holds: encoder outputs in float16, transcripts in ids.
+
+    changed: [sum n] of the audio embeddings' rows, as `turn_labels` gives them. emotions: [B] int64.
+    """
+
+    whisper: Ragged
+    wavlm: Ragged
+    transcripts: Ragged
+    changed: Tensor
+    emotions: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Instructions and answers about the clips of a batch, then some without a clip.
+
+    bare: how many of these there are. adapter: what the prompt adapter reads of each instruction; only where
+    the scale is not fixed. asr, sv: [k] int64, segments of these tasks, to be counted apart.
+    """
+
+    said: Said
+    packed: Packed
+    bare: int
+    adapter: Ragged | None
+    asr: Tensor
+    sv: Tensor
+
+
 class Listener(nn.Module):
     """The network and the losses with weights of their own under one roof; names fit SpeechLLM's."""
 
@@ -165,56 +198,72 @@ class ListeningStage:
         train_only(self.trained, *ADAPTERS, *parts)
 
     @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.model.device
+
+    @property
     def acoustic(self) -> tuple[str, ...]:
         """The acoustic adapter's parts, if it is not ablated."""
         return WAVLM_ADAPTERS if self.recipe.use_wavlm else ()
 
-    def hear(self, clips: Sequence[Heard], rng: random.Random, learn: bool = True) -> list[Tensor]:
-        """Audio embeddings [n, D] of each clip."""
-        device = self.model.device
-        whisper = [masked(clip.whisper, rng) if learn else clip.whisper for clip in clips]
-        return audio_embeddings(
-            self.model.audio_encoder,
-            [rows.to(device) for rows in whisper],
-            [clip.wavlm.to(device) for clip in clips],
+    def said(self, clips: Sequence[Heard], rng: random.Random) -> Said:
+        """A batch of clips; some have a stretch of silence cut into what Whisper heard."""
+        tokenizer = self.encoder.tokenizer
+        counts = [self.num_rows(clip) for clip in clips]
+        emotions = [IGNORE if clip.emotion is None else clip.emotion for clip in clips]
+        return Said(
+            whisper=Ragged.of([masked(clip.whisper, rng) for clip in clips]),
+            wavlm=Ragged.of([clip.wavlm for clip in clips]),
+            transcripts=Ragged.of([torch.tensor(tokenizer.encode(clip.script.text)) for clip in clips]),
+            changed=torch.cat([turn_labels(n, clip.turns) for n, clip in zip(counts, clips, strict=True)]),
+            emotions=torch.tensor(emotions),
         )
 
-    def figures(
-        self, clips: Sequence[Heard], audio: Sequence[Tensor], items: Sequence[Item], scale: Tensor
-    ) -> dict[str, Tensor]:
+    def num_rows(self, clip: Heard) -> int:
+        """Audio embeddings of a clip."""
+        return subsampled_length(min(len(clip.whisper), len(clip.wavlm)))
+
+    def asked(self, said: Said, items: Sequence[Item], bare: int, adapter: Ragged | None) -> Asked:
+        """Lay out the items, the last `bare` of which have no clip."""
+        tasks = [segment.task for item in items for segment in item.segments]
+        asr, sv = (torch.tensor([i for i, name in enumerate(tasks) if name == t]) for t in ("asr", "sv"))
+        return Asked(said, pack(items), bare, adapter, asr.long(), sv.long())
+
+    def hear(self, said: Said) -> Ragged:
+        """Audio embeddings [n, D] of each clip."""
+        dtype = self.model.dtype
+        whisper, wavlm = (replace(rows, rows=rows.rows.to(dtype)) for rows in (said.whisper, said.wavlm))
+        return audio_embeddings(self.model.audio_encoder, whisper, wavlm)
+
+    def figures(self, asked: Asked, scale: Tensor) -> dict[str, Tensor]:
         """loss of all; ctc, distance: alignment; voices; right: share of answers whose tokens all are.
 
-        items: those of the clips, then those without audio. scale: [items, D].
+        scale: [items, D].
         """
-        packed = pack(items, self.model.device)
-        logits = answer_logits(self.model, packed, torch.cat(list(audio)), scale)
-        aligned = self.aligned(clips, audio)
+        said, packed = asked.said, asked.packed
+        audio = self.hear(said)
+        logits = answer_logits(self.model, packed, audio.rows, scale)
+        aligned = self.aligned(said, audio)
         answers = answer_loss(logits, packed)
-        voices = self.trained.voices(audio, [c.turns for c in clips], [c.emotion for c in clips])
+        voices = self.trained.voices(audio, said.changed, said.emotions)
         alignment = self.recipe.ctc * (aligned["ctc"] + DISTANCE * aligned["distance"])
+        right = right_answers(logits.detach(), packed).float()
+        apart = {"asr": right.index_select(0, asked.asr), "sv": right.index_select(0, asked.sv)}
         return {
             "loss": answers + alignment + VOICES * voices,
             "answers": answers,
             "voices": voices,
             **aligned,
-            **self._right(logits.detach(), packed, items),
+            "right": right.mean(),
+            **{task: share.mean() for task, share in apart.items() if len(share)},
         }
 
-    def aligned(self, clips: Sequence[Heard], audio: Sequence[Tensor]) -> dict[str, Tensor]:
+    def aligned(self, said: Said, audio: Ragged) -> dict[str, Tensor]:
         """ctc, distance: of the clips' transcripts and their audio embeddings."""
-        transcripts = [self.encoder.tokenizer.encode(clip.script.text) for clip in clips]
-        ctc, distance = self.trained.align(audio, transcripts, self.model.llama.embed_tokens.weight)
+        embeddings = self.model.llama.embed_tokens.weight
+        ctc, distance = self.trained.align(audio, said.transcripts, embeddings)
         return {"ctc": ctc, "distance": distance}
-
-    def _right(self, logits: Tensor, packed: Packed, items: Sequence[Item]) -> dict[str, Tensor]:
-        right = right_answers(logits, packed).float()
-        tasks = [segment.task for item in items for segment in item.segments]
-        shown = {"right": right.mean()}
-        for task in ("asr", "sv"):
-            chosen = [i for i, name in enumerate(tasks) if name == task]
-            if chosen:
-                shown[task] = right[chosen].mean()
-        return shown
 
     def clips(self, step: int, batch: int, rng: random.Random) -> list[Heard]:
         """The clips of a step, some chained."""
@@ -253,11 +302,14 @@ class AlignStage(ListeningStage):
         self.rates: dict[str, float] = {"align.": 10.0}  # two numbers, in units of their own
         self.train_only()
 
-    def losses(self, step: int) -> dict[str, Tensor]:
-        """loss; ctc, distance: the two parts of the alignment loss."""
+    def batch(self, step: int) -> Said:
+        """Clips, no instructions."""
         rng = random.Random(f"{self.recipe.seed}/align/{step}")
-        clips = self.clips(step, self.budget.batch, rng)
-        aligned = self.aligned(clips, self.hear(clips, rng))
+        return self.said(self.clips(step, self.budget.batch, rng), rng)
+
+    def losses(self, batch: Said) -> dict[str, Tensor]:
+        """loss; ctc, distance: the two parts of the alignment loss."""
+        aligned = self.aligned(batch, self.hear(batch))
         return {"loss": aligned["ctc"] + DISTANCE * aligned["distance"], **aligned}
 
 
@@ -271,20 +323,26 @@ class SingleStage(ListeningStage):
         self.rates = SINGLE_RATES
         self.train_only("llama.", "voices.", *self.acoustic)
 
-    def losses(self, step: int) -> dict[str, Tensor]:
-        """Several single tasks about each clip, the scale at 1."""
+    def batch(self, step: int) -> Asked:
+        """Several single tasks about each clip."""
         rng = random.Random(f"{self.recipe.seed}/single/{step}")
         clips = self.clips(step, self.budget.batch, rng)
-        audio = self.hear(clips, rng)
+        said = self.said(clips, rng)
         items = []
-        for clip, rows in zip(clips, audio, strict=True):
+        for clip in clips:
             tasks = draw_tasks(clip.script, self.budget.segments, tasks_heard(clip, WEIGHTS), rng)
             segments = tuple(self.segment(task, clip.script, rng) for task in tasks)
-            items.append(Item(self.encoder.left, len(rows), segments))
+            items.append(Item(self.encoder.left, self.num_rows(clip), segments))
         bare = [self.bare(rng, clip.script) for clip in clips if rng.random() < BARE_SHARE]
+        return self.asked(said, [*items, *bare], len(bare), None)
+
+    def losses(self, batch: Asked) -> dict[str, Tensor]:
+        """The scale at 1, and at 0 where there is no clip."""
+        count = len(batch.said.emotions)
         size = self.model.config.llama.hidden_size
-        ones = torch.ones(len(items), size, device=self.model.device)
-        return self.figures(clips, audio, [*items, *bare], torch.cat([ones, ones.new_zeros(len(bare), size)]))
+        scale = torch.zeros(count + batch.bare, size, dtype=self.model.dtype, device=self.device)
+        scale[:count] = 1
+        return self.figures(batch, scale)
 
 
 class JointStage(ListeningStage):
@@ -302,18 +360,23 @@ class JointStage(ListeningStage):
         """The prompt-aware adapter, if it is not ablated."""
         return ("prompt_adapter.",) if self.recipe.use_prompt_adapter else ()
 
-    def losses(self, step: int) -> dict[str, Tensor]:
-        """One instruction a clip, single or composed; its scale from the adapter."""
+    def batch(self, step: int) -> Asked:
+        """One instruction a clip, single or composed."""
         rng = random.Random(f"{self.recipe.seed}/joint/{step}")
         clips = self.clips(step, self.budget.batch, rng)
-        audio = self.hear(clips, rng)
+        said = self.said(clips, rng)
         segments = [self.segment(self._task(clip, rng), clip.script, rng) for clip in clips]
         items = [
-            Item(self.encoder.left, len(rows), (segment,))
-            for rows, segment in zip(audio, segments, strict=True)
+            Item(self.encoder.left, self.num_rows(clip), (segment,))
+            for clip, segment in zip(clips, segments, strict=True)
         ]
-        scale = prompt_scales(self.model, [segment.adapter for segment in segments])
-        return self.figures(clips, audio, items, scale)
+        adapter = Ragged.of([torch.tensor(segment.adapter) for segment in segments])
+        return self.asked(said, items, 0, adapter)
+
+    def losses(self, batch: Asked) -> dict[str, Tensor]:
+        """Each instruction's scale from the adapter."""
+        assert batch.adapter is not None
+        return self.figures(batch, prompt_scales(self.model, batch.adapter))
 
     def _task(self, clip: Heard, rng: random.Random) -> str:
         weights = WEIGHTS if rng.random() < self.recipe.single_share else COMPOSED

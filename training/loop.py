@@ -5,18 +5,24 @@ from __future__ import annotations
 import csv
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
 
+from training.batch import move
 from training.corpus import write_whole
 from training.progress import track
 from training.recipe import StageBudget, State
 
 WARMUP_SHARE = 0.04
+FIRST_SHARE = 0.001
+"""Of a stage: the first steps learn as if it were over already."""
 FINAL_RATE = 0.03
 """Of the peak learning rate, at the end of a cosine."""
 CLIP = 1.0
@@ -42,18 +48,82 @@ class Stage(Protocol):
         """Factors on the learning rate, by a part of the parameter's name; the last one that fits counts."""
         ...
 
-    def losses(self, step: int) -> dict[str, Tensor]:
-        """Named figures of one batch; "loss" is the one to descend. Depends on `step` and weights alone."""
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        ...
+
+    def batch(self, step: int) -> Any:
+        """What one step is about, a dataclass on the CPU, made in any process: `step` alone decides it."""
+        ...
+
+    def losses(self, batch: Any) -> dict[str, Tensor]:
+        """Named figures of one batch, moved to `device`; "loss" is the one to descend."""
         ...
 
 
-def rate(step: int, budget: StageBudget) -> float:
-    """Learning rate at a step: linear warm-up, then a cosine."""
-    warmup = max(1, round(WARMUP_SHARE * budget.steps))
-    if step < warmup:
-        return budget.learning_rate * (step + 1) / warmup
-    progress = (step - warmup) / max(1, budget.steps - warmup)
-    return budget.learning_rate * (FINAL_RATE + (1 - FINAL_RATE) * (1 + math.cos(math.pi * progress)) / 2)
+@dataclass(frozen=True, slots=True)
+class Batches(TorchDataset[Any]):
+    """A stage's batches, by step, for torch's DataLoader."""
+
+    stage: Stage
+
+    def __getitem__(self, step: int) -> Any:
+        """The batch of a step."""
+        return self.stage.batch(step)
+
+
+def loaded(stage: Stage, first: int, loaders: int) -> Iterator[Any]:
+    """The batches from step `first` on, made ahead by so many processes; 0: here, when asked for."""
+    steps = range(first, stage.budget.steps)
+    # With the other strategy every tensor under way takes a file handle.
+    torch.multiprocessing.set_sharing_strategy("file_system")  # type: ignore[no-untyped-call]
+    return iter(
+        DataLoader(
+            Batches(stage),
+            batch_size=None,
+            sampler=steps,
+            num_workers=loaders,
+            multiprocessing_context="fork" if loaders else None,
+        )
+    )
+
+
+def rate(progress: float, budget: StageBudget) -> float:
+    """Learning rate at a share of the stage, 0 to 1: linear warm-up, then a cosine."""
+    if progress < WARMUP_SHARE:
+        return budget.learning_rate * max(progress, FIRST_SHARE) / WARMUP_SHARE
+    rest = (progress - WARMUP_SHARE) / (1 - WARMUP_SHARE)
+    return budget.learning_rate * (FINAL_RATE + (1 - FINAL_RATE) * (1 + math.cos(math.pi * rest)) / 2)
+
+
+@dataclass
+class Clock:
+    """How far a stage has come: by its steps, or by its seconds where these end first.
+
+    seconds: None for no limit. spent: before this run.
+    """
+
+    steps: int
+    seconds: float | None
+    spent: float = 0.0
+
+    def __post_init__(self) -> None:
+        self._begin: float | None = None
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds of training in all runs; the first step of each starts the clock."""
+        return self.spent + (0.0 if self._begin is None else time.monotonic() - self._begin)
+
+    def start(self) -> None:
+        """Of the first step."""
+        self._begin = time.monotonic() if self._begin is None else self._begin
+
+    def progress(self, step: int) -> float:
+        """Share of the stage that is over before `step`, 0 to 1."""
+        by_time = self.elapsed / self.seconds if self.seconds else 0.0
+        return min(1.0, max(step / self.steps, by_time))
 
 
 def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
@@ -62,60 +132,83 @@ def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def make_optimizer(stage: Stage) -> torch.optim.AdamW:
-    """AdamW; norms, biases and other vectors do not decay."""
-    groups = []
+    """AdamW; norms, biases and other vectors do not decay. One group for each rate and decay."""
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in trainable(stage.trained).items():
         factor = ([f for part, f in stage.rates.items() if part in name] or [1.0])[-1]
         decay = WEIGHT_DECAY if parameter.ndim > 1 else 0.0
-        groups.append({"params": [parameter], "weight_decay": decay, "factor": factor})
-    return torch.optim.AdamW(groups, lr=1.0, betas=(0.9, 0.98), fused=True)
+        groups.setdefault((factor, decay), []).append(parameter)
+    made = [{"params": group, "weight_decay": decay, "factor": f} for (f, decay), group in groups.items()]
+    return torch.optim.AdamW(made, lr=1.0, betas=(0.9, 0.98), fused=True)
 
 
-def train(stage: Stage, state: State) -> None:
-    """Run a stage to its last step, from its checkpoint if there is one."""
+def train(stage: Stage, state: State, loaders: int = 0, seconds: float | None = None) -> None:
+    """Run a stage to its end, from its checkpoint if there is one.
+
+    loaders: processes that make its batches. seconds: it ends after these, if its steps take longer.
+    Raises FloatingPointError once a loss is not finite, before anything is saved.
+    """
     optimizer = make_optimizer(stage)
-    step = restore(stage, optimizer, state)
-    if step >= stage.budget.steps:
+    step, spent = restore(stage, optimizer, state)
+    clock = Clock(stage.budget.steps, seconds, spent)
+    if clock.progress(step) >= 1:
         return
     stage.trained.train()
-    smooth: dict[str, float] = {}
-    saved = time.monotonic()
+    smooth: dict[str, Tensor] = {}
+    saved, shown_step = time.monotonic(), step
     with track(f"Stage {stage.name}", stage.budget.steps, step) as advance:
-        while step < stage.budget.steps:
-            figures = take_step(stage, optimizer, step)
-            for key, value in figures.items():
+        for batch in loaded(stage, step, loaders):
+            clock.start()
+            for key, value in take_step(stage, optimizer, step, batch, clock.progress(step)).items():
                 smooth[key] = SMOOTH * smooth.get(key, value) + (1 - SMOOTH) * value
             step += 1
-            advance(1, " ".join(f"{key} {value:.3f}" for key, value in smooth.items()))
-            if step % LOG_STEPS == 0 or step in (1, stage.budget.steps):
-                log(state.curve(stage.name), step, smooth)
-            if time.monotonic() - saved > SAVE_SECONDS or step == stage.budget.steps:
-                save(stage, optimizer, step, state)
+            is_over = clock.progress(step) >= 1
+            # Figures are fetched now and then: each time a GPU has to come to rest.
+            if is_over or step % LOG_STEPS == 0 or step == 1:
+                shown = read_figures(stage, step, smooth)
+                log(state.curve(stage.name), step, shown)
+                note = " ".join(f"{key} {value:.3f}" for key, value in shown.items())
+                advance(step - shown_step, note)
+                shown_step = step
+            if is_over or time.monotonic() - saved > SAVE_SECONDS:
+                read_figures(stage, step, smooth)
+                save(stage, optimizer, step, state, clock.elapsed)
                 saved = time.monotonic()
+            if is_over:
+                break
     stage.trained.eval()
 
 
-def take_step(stage: Stage, optimizer: torch.optim.AdamW, step: int) -> dict[str, float]:
-    """One batch, one update. A batch whose loss is not finite is refused."""
+def take_step(
+    stage: Stage, optimizer: torch.optim.AdamW, step: int, batch: Any, progress: float
+) -> dict[str, Tensor]:
+    """One batch, one update at a share of the stage. Returns the figures."""
     for group in optimizer.param_groups:
-        group["lr"] = rate(step, stage.budget) * group["factor"]
+        group["lr"] = rate(progress, stage.budget) * group["factor"]
     torch.manual_seed(step)
-    figures = stage.losses(step)
-    loss = figures["loss"]
-    if not torch.isfinite(loss):
-        raise FloatingPointError(f"stage {stage.name}, step {step}: the loss is {loss.item()}")
+    figures = stage.losses(move(batch, stage.device))
     optimizer.zero_grad(set_to_none=True)
-    torch.autograd.backward(loss)
+    torch.autograd.backward(figures["loss"])
     nn.utils.clip_grad_norm_(trainable(stage.trained).values(), CLIP)
     optimizer.step()
-    return {key: float(value.detach()) for key, value in figures.items()}
+    return {key: value.detach() for key, value in figures.items()}
 
 
-def save(stage: Stage, optimizer: torch.optim.AdamW, step: int, state: State) -> None:
-    """Write weights, optimiser and step; whole or not at all."""
+def read_figures(stage: Stage, step: int, figures: Mapping[str, Tensor]) -> dict[str, float]:
+    """Numbers of the smoothed figures, in which one NaN stays for ever. Raises FloatingPointError for it."""
+    read = {key: float(value) for key, value in figures.items()}
+    if not math.isfinite(read["loss"]):
+        raise FloatingPointError(f"stage {stage.name}, by step {step}: the loss is not finite")
+    return read
+
+
+def save(stage: Stage, optimizer: torch.optim.AdamW, step: int, state: State, seconds: float = 0.0) -> None:
+    """Write weights, optimiser, step and seconds spent; whole or not at all."""
     weights = {name: p.detach() for name, p in trainable(stage.trained).items()}
     with write_whole(state.checkpoint(stage.name)) as path:
-        torch.save({"step": step, "weights": weights, "optimizer": optimizer.state_dict()}, path)
+        torch.save(
+            {"step": step, "seconds": seconds, "weights": weights, "optimizer": optimizer.state_dict()}, path
+        )
 
 
 def read(state: State, stage: str) -> dict[str, Any]:
@@ -127,14 +220,14 @@ def read(state: State, stage: str) -> dict[str, Any]:
     return checkpoint
 
 
-def restore(stage: Stage, optimizer: torch.optim.AdamW, state: State) -> int:
-    """Load a stage's checkpoint, if there is one; returns the step to go on from."""
+def restore(stage: Stage, optimizer: torch.optim.AdamW, state: State) -> tuple[int, float]:
+    """Load a stage's checkpoint, if there is one; returns the step to go on from, and the seconds spent."""
     if not state.checkpoint(stage.name).exists():
-        return 0
+        return 0, 0.0
     checkpoint = read(state, stage.name)
     put(stage.trained, checkpoint["weights"])
     optimizer.load_state_dict(checkpoint["optimizer"])
-    return int(checkpoint["step"])
+    return int(checkpoint["step"]), float(checkpoint["seconds"])
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from model.audio_encoder import AudioEncoder, Branch
 from model.config import SpeechLLMConfig
+from model.prompt_adapter import PromptAdapter
 from model.speech_llm import SpeechLLM
-from training.batch import MaskedAttention, Packed
+from training.batch import MaskedAttention, Packed, Ragged, visible
 
 IGNORE = -100
 LAST_LAYER = 2.0
@@ -86,9 +87,11 @@ def answer_logits(model: SpeechLLM, packed: Packed, audio: Tensor | None, scale:
     x = model.llama.embed_tokens(packed.ids)
     if audio is not None and len(packed.audio_rows):
         x = x.index_copy(0, packed.audio_rows, audio)
-    rows = None if scale is None else scale[packed.item]
-    hidden = model.llama.run(x, packed.positions, rows, MaskedAttention(packed))
-    return model.llama.logits(hidden[packed.rows])
+    # index_select, not []: its gradient is one addition, where that of [] sorts the indices first.
+    rows = None if scale is None else scale.index_select(0, packed.item)
+    attend = MaskedAttention(packed.slots, visible(packed.blocks))
+    hidden = model.llama.run(x, packed.positions, rows, attend)
+    return model.llama.logits(hidden.index_select(0, packed.rows))
 
 
 def answer_loss(logits: Tensor, packed: Packed) -> Tensor:
@@ -99,39 +102,37 @@ def answer_loss(logits: Tensor, packed: Packed) -> Tensor:
 def right_answers(logits: Tensor, packed: Packed) -> Tensor:
     """[segments] bool: every token of the answer is the likeliest, given the ones before."""
     wrong = (logits.argmax(-1) != packed.targets).float()
-    total = wrong.new_zeros(int(packed.segment.max()) + 1)
-    return total.index_add(0, packed.segment, wrong) == 0
+    return wrong.new_zeros(packed.num_segments).index_add(0, packed.segment, wrong) == 0
 
 
-def branch_of(branch: Branch, rows: Sequence[Tensor]) -> list[Tensor]:
+def branch_of(branch: Branch, clips: Ragged) -> Ragged:
     """Encoder rows [F, C] of several clips through one branch at once: [F / 4, output size] each.
 
     The padding is zeroed between the convolutions, so that each clip gets what it gets alone.
     """
-    x = nn.utils.rnn.pad_sequence(list(rows), batch_first=True).transpose(1, 2)
-    lengths = [len(row) for row in rows]
+    x = clips.padded().transpose(1, 2)
+    lengths = torch.tensor(clips.lengths)
     for convolution in branch.subsampler:
         x = F.glu(convolution(x), dim=1)
-        lengths = [(length - 1) // 2 + 1 for length in lengths]
-        ends = torch.tensor(lengths, device=x.device)
-        inside = torch.arange(x.shape[2], device=x.device) < ends[:, None]
+        lengths = (lengths - 1) // 2 + 1
+        inside = torch.arange(x.shape[2], device=x.device) < lengths.to(x.device)[:, None]
         x = x * inside[:, None]
     out = branch.projector(branch.bottleneck(x.transpose(1, 2)))
-    return [out[i, :length] for i, length in enumerate(lengths)]
+    return Ragged.unpadded(out, tuple(lengths.tolist()))
 
 
-def audio_embeddings(
-    encoder: AudioEncoder, whisper: Sequence[Tensor], wavlm: Sequence[Tensor]
-) -> list[Tensor]:
+def audio_embeddings(encoder: AudioEncoder, whisper: Ragged, wavlm: Ragged) -> Ragged:
     """Cached encoder outputs of each clip -> its audio embeddings [n, D].
 
     whisper: [F, d_model] each. wavlm: [F, layers + 1, C] each.
     """
     weights = encoder.wavlm_layer_weights.softmax(0)
-    mixed = [torch.einsum("flc,l->fc", states, weights) for states in wavlm]
+    mixed = replace(wavlm, rows=torch.einsum("flc,l->fc", wavlm.rows, weights))
     semantic = branch_of(encoder.whisper_branch, whisper)
     acoustic = branch_of(encoder.wavlm_branch, mixed)
-    return [encoder.fuse(a, b) for a, b in zip(semantic, acoustic, strict=True)]
+    lengths = tuple(map(min, semantic.lengths, acoustic.lengths))
+    both = torch.cat([part.padded()[:, : max(lengths)] for part in (semantic, acoustic)], dim=-1)
+    return Ragged.unpadded(encoder.fusion(both), lengths)
 
 
 class AlignmentLoss(nn.Module):
@@ -154,25 +155,21 @@ class AlignmentLoss(nn.Module):
         blank = self.blank.expand(*nearness.shape[:-1], 1)
         return torch.cat([nearness * self.sharpness, blank], dim=-1).log_softmax(-1)
 
-    def forward(
-        self, audio: Sequence[Tensor], transcripts: Sequence[Sequence[int]], embeddings: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, audio: Ragged, transcripts: Ragged, embeddings: Tensor) -> tuple[Tensor, Tensor]:
         """Mean CTC loss per transcript token; mean squared distance of the frames from what they stand for.
 
-        The second one in units of an embedding's mean square. No gradient reaches `embeddings`.
+        audio: [n, D] of each clip. transcripts: [tokens] int64 of each. The distance is in units of an
+        embedding's mean square. No gradient reaches `embeddings`.
         """
         embeddings = embeddings.detach()
-        padded = nn.utils.rnn.pad_sequence(list(audio))
+        padded = audio.padded().transpose(0, 1)
         scores = self.log_probabilities(padded, embeddings)
-        device = scores.device
-        lengths = torch.tensor([len(rows) for rows in audio], device=device)
-        targets = torch.tensor([token for text in transcripts for token in text], device=device)
-        sizes = torch.tensor([len(text) for text in transcripts], device=device)
+        lengths, sizes = torch.tensor(audio.lengths), torch.tensor(transcripts.lengths)
         blank = scores.shape[-1] - 1
-        ctc = F.ctc_loss(scores, targets, lengths, sizes, blank=blank, zero_infinity=True)
+        ctc = F.ctc_loss(scores, transcripts.rows, lengths, sizes, blank=blank, zero_infinity=True)
         expected = scores.detach()[..., :-1].exp() @ embeddings
-        inside = torch.arange(len(padded), device=device)[:, None] < lengths
-        distance = (padded - expected).square().sum(-1)[inside].mean()
+        inside = torch.arange(len(padded), device=padded.device)[:, None] < lengths.to(padded.device)
+        distance = ((padded - expected).square().sum(-1) * inside).sum() / len(audio.rows)
         return ctc, distance / embeddings.square().sum(1).mean()
 
 
@@ -197,21 +194,18 @@ class VoiceLoss(nn.Module):
         self.changed = nn.Linear(size, 1)
         self.emotion = nn.Linear(size, num_emotions)
 
-    def forward(
-        self, audio: Sequence[Tensor], turns: Sequence[Sequence[Turn]], emotions: Sequence[int | None]
-    ) -> Tensor:
-        """audio: [n, D] of each clip, four frames a row. Mean over rows in turns, and over known emotions."""
-        labels = torch.cat([turn_labels(len(rows), own) for rows, own in zip(audio, turns, strict=True)])
-        labels = labels.to(audio[0].device)
-        spoken = (labels != IGNORE).float()
-        judged = self.changed(torch.cat(list(audio)))[:, 0]
-        each = F.binary_cross_entropy_with_logits(judged, labels.clamp(min=0).float(), reduction="none")
+    def forward(self, audio: Ragged, changed: Tensor, emotions: Tensor) -> Tensor:
+        """audio: [n, D] of each of B clips, four frames a row. changed: [sum n] as `turn_labels` gives them.
+        emotions: [B] int64, IGNORE where unknown. Mean over rows in turns, and over known emotions.
+        """
+        spoken = (changed != IGNORE).float()
+        judged = self.changed(audio.rows)[:, 0]
+        target = changed.clamp(min=0).to(judged.dtype)
+        each = F.binary_cross_entropy_with_logits(judged, target, reduction="none")
         loss = (each * spoken).sum() / spoken.sum().clamp(min=1)
-        known = [i for i, emotion in enumerate(emotions) if emotion is not None]
-        if not known:
-            return loss
-        felt = self.emotion(torch.stack([audio[i].mean(0) for i in known]))
-        return loss + F.cross_entropy(felt, torch.tensor([emotions[i] for i in known], device=felt.device))
+        felt = F.cross_entropy(self.emotion(audio.mean()), emotions, ignore_index=IGNORE, reduction="sum")
+        out: Tensor = loss + felt / (emotions != IGNORE).sum().clamp(min=1)
+        return out
 
 
 def turn_labels(count: int, turns: Sequence[Turn]) -> Tensor:
@@ -222,20 +216,24 @@ def turn_labels(count: int, turns: Sequence[Turn]) -> Tensor:
     return labels
 
 
-def prompt_scales(model: SpeechLLM, instructions: Sequence[Sequence[int]]) -> Tensor:
-    """Adapter ids of B instructions -> their scales [B, D]; the language model is read with the LoRA off."""
+def prompt_scales(model: SpeechLLM, instructions: Ragged) -> Tensor:
+    """Adapter ids [tokens] of B instructions -> their scales [B, D]; the LLaMA is read with the LoRA off."""
     device = model.device
-    ids = torch.tensor([token for ids in instructions for token in ids], device=device)
-    lengths = [len(ids) for ids in instructions]
-    longest = max(lengths)
-    places = [i * longest + j for i, length in enumerate(lengths) for j in range(length)]
-    positions = torch.tensor([j for length in lengths for j in range(length)], device=device)
-    mask = torch.ones(longest, longest, dtype=torch.bool, device=device).tril()
-    empty = positions.new_zeros(0)
-    packed = Packed(
-        ids, positions, empty, empty, torch.tensor(places, device=device),
-        mask.expand(len(lengths), 1, -1, -1), empty, empty, empty, empty,
-    )  # fmt: skip
+    lengths = torch.tensor(instructions.lengths, device=device)
+    steps = torch.arange(max(instructions.lengths), device=device)
+    inside = steps < lengths[:, None]
+    causal = (steps <= steps[:, None]).expand(len(lengths), 1, -1, -1)
+    positions = steps.expand(len(lengths), -1).flatten().index_select(0, instructions.slots)
+    attend = MaskedAttention(instructions.slots, causal)
     with torch.no_grad():
-        hidden = model.llama.run(model.llama.embed_tokens(ids), positions, None, MaskedAttention(packed))
-    return torch.stack([model.prompt_adapter(rows) for rows in torch.split(hidden, lengths)])
+        hidden = model.llama.run(model.llama.embed_tokens(instructions.rows), positions, None, attend)
+    padded = replace(instructions, rows=hidden).padded()
+    return pooled_scales(model.prompt_adapter, padded, inside)
+
+
+def pooled_scales(adapter: PromptAdapter, hidden: Tensor, inside: Tensor) -> Tensor:
+    """`PromptAdapter` over several instructions at once. hidden: [B, L, D]. inside: [B, L] bool -> [B, D]."""
+    z = adapter.fc2(F.gelu(adapter.fc1(hidden)))
+    attention = adapter.attention(z).masked_fill(~inside[..., None], float("-inf")).softmax(dim=1)
+    pooled: Tensor = (attention * z).sum(dim=1)
+    return pooled.relu().clamp(max=adapter.max_scale)

@@ -29,6 +29,10 @@ KINDS = {
 """Share of each kind of script among the training clips."""
 
 
+SHARES = {"copy": 0.1, "language": 0.26, "acoustic": 0.16, "align": 0.23, "single": 0.3, "joint": 0.11}
+"""Of --seconds, by stage. `acoustic` runs beside `language`; the others come one after the other."""
+
+
 @dataclass(frozen=True, slots=True)
 class StageBudget:
     """Optimiser steps, clips a step, (instruction, answer) segments a clip, peak learning rate."""
@@ -90,15 +94,16 @@ class Recipe:
 
     @classmethod
     def large(cls) -> Recipe:
-        """For one GPU in under 25 minutes: more clips, larger batches, more steps."""
+        """For one GPU, with --seconds: more clips, larger batches, more steps than there is time for."""
+        most = 1_000_000
         return cls(
-            num_clips=49_152,
-            copy=StageBudget(3000, 256, 1, 2e-3),
-            language=StageBudget(6000, 96, 5, 1.5e-3),
-            acoustic=StageBudget(3000, 96, 1, 1.5e-3),
-            align=StageBudget(6000, 128, 1, 3e-3),
-            single=StageBudget(6000, 96, 5, 2e-3),
-            joint=StageBudget(3000, 192, 1, 6e-4),
+            num_clips=81_920,
+            copy=StageBudget(2500, 256, 1, 2e-3),
+            language=StageBudget(most, 128, 5, 2e-3),
+            acoustic=StageBudget(most, 96, 1, 2e-3),
+            align=StageBudget(most, 192, 1, 3e-3),
+            single=StageBudget(most, 128, 5, 2e-3),
+            joint=StageBudget(most, 256, 1, 1e-3),
         )
 
     def model_config(self, suppress: tuple[int, ...] = (0,)) -> SpeechLLMConfig:
@@ -122,7 +127,7 @@ class Recipe:
             wavlm_branch=BranchConfig(128, 96, 48, 64),
             llama=LlamaConfig(
                 hidden_size=256,
-                num_hidden_layers=5,
+                num_hidden_layers=6,
                 num_attention_heads=4,
                 intermediate_size=704,
                 vocab_size=self.vocab_size,

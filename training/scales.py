@@ -25,6 +25,7 @@ from model.config import SpeechLLMConfig
 from model.prompt import adapter_ids
 from model.speech_llm import SpeechLLM
 from model.tokenizer import Tokenizer
+from training.batch import Ragged
 from training.network import prompt_scales
 from training.recipe import KINDS
 from training.scripts import draw_script
@@ -60,8 +61,8 @@ def measure(model: SpeechLLM, tokenizer: Tokenizer, count: int, seed: int) -> li
     """The scales of every task's instructions."""
     measured = []
     for task in TASKS:
-        ids = [adapter_ids(tokenizer, text) for text in instructions(task, count, seed)]
-        batches = [prompt_scales(model, ids[i : i + BATCH]) for i in range(0, count, BATCH)]
+        ids = [torch.tensor(adapter_ids(tokenizer, text)) for text in instructions(task, count, seed)]
+        batches = [prompt_scales(model, Ragged.of(ids[i : i + BATCH])) for i in range(0, count, BATCH)]
         measured.append(TaskScales(task, torch.cat(batches)))
     return measured
 

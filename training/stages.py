@@ -18,9 +18,9 @@ from training.dataset import Dataset
 from training.features import extract_wavlm, extract_whisper
 from training.language import CopyStage, LanguageStage
 from training.listening import AlignStage, JointStage, ListeningStage, OneStage, SingleStage
-from training.loop import put, read, train
+from training.loop import Stage, put, read, train
 from training.network import new_model
-from training.recipe import Recipe, State
+from training.recipe import SHARES, Recipe, State
 from training.tokens import SYMBOLS, Encoder, vocabulary_texts
 
 SHARD_BYTES = 15 * 2**20
@@ -28,12 +28,27 @@ SHARD_BYTES = 15 * 2**20
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A recipe at work: where its state lies and what it runs on."""
+    """A recipe at work: where its state lies and what it runs on.
+
+    workers: processes that speak; with a GPU also those that prepare its batches and features.
+    seconds: for all stages together; None for all their steps.
+    """
 
     recipe: Recipe
     state: State
     device: torch.device
     workers: int
+    seconds: float | None = None
+
+    @property
+    def loaders(self) -> int:
+        """Processes beside this one. On a CPU there is nothing to run ahead of."""
+        return 0 if self.device.type == "cpu" else self.workers
+
+    def train(self, stage: Stage) -> None:
+        """Train one stage to its end."""
+        seconds = None if self.seconds is None else self.seconds * SHARES[stage.name]
+        train(stage, self.state, self.loaders, seconds)
 
 
 def speech(run: Run) -> None:
@@ -43,7 +58,7 @@ def speech(run: Run) -> None:
 
 def whisper(run: Run) -> None:
     """Encode the clips with Whisper."""
-    extract_whisper(run.recipe.model_config(), run.state, run.device)
+    extract_whisper(run.recipe.model_config(), run.state, run.device, run.loaders)
 
 
 def copy(run: Run) -> None:
@@ -54,27 +69,27 @@ def copy(run: Run) -> None:
         run.state.tokenizer.write_bytes(made)
     encoder, config = open_encoder(run.recipe, run.state)
     model = assemble(run.recipe, run.state, config, ()).to(run.device)
-    train(CopyStage(model, encoder, run.recipe), run.state)
+    run.train(CopyStage(model, encoder, run.recipe))
 
 
 def language(run: Run) -> None:
     """The language model and all tasks of text."""
     encoder, config = open_encoder(run.recipe, run.state)
     model = assemble(run.recipe, run.state, config, ("copy",)).to(run.device)
-    train(LanguageStage(model, encoder, run.recipe), run.state)
+    run.train(LanguageStage(model, encoder, run.recipe))
 
 
 def acoustic(run: Run) -> None:
     """WavLM, and its features of the clips."""
     _, config = open_encoder(run.recipe, run.state)
     encoder = new_model(config, run.recipe.seed).audio_encoder.to(run.device)
-    train(AcousticStage(encoder, run.recipe, run.state, run.device), run.state)
-    extract_wavlm(encoder.eval(), run.state)
+    run.train(AcousticStage(encoder, run.recipe, run.state, run.device))
+    extract_wavlm(encoder.eval(), run.state, run.device, run.loaders)
 
 
 def align(run: Run) -> None:
     """Stage 1, adapters alone."""
-    train(AlignStage(*_listening(run, ("language", "acoustic"))), run.state)
+    run.train(AlignStage(*_listening(run, ("language", "acoustic"))))
 
 
 def single(run: Run) -> None:
@@ -82,14 +97,14 @@ def single(run: Run) -> None:
     kind = SingleStage if run.recipe.two_stages else OneStage
     stage = kind(*_listening(run, ("language", "acoustic", "align")))
     _keep_losses(stage, run, "align")
-    train(stage, run.state)
+    run.train(stage)
 
 
 def joint(run: Run) -> None:
     """Stage 2."""
     stage = JointStage(*_listening(run, ("language", "acoustic", "align", "single")))
     _keep_losses(stage, run, "single")
-    train(stage, run.state)
+    run.train(stage)
 
 
 def _listening(run: Run, before: tuple[str, ...]) -> tuple[SpeechLLM, Encoder, Recipe, Dataset]:

@@ -8,7 +8,7 @@ import math
 import operator
 import sys
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
@@ -122,10 +122,17 @@ def check(exchange: Exchange, num_tokens: int) -> None:
 
 
 async def alternate(*arms: Arm) -> None:
-    """All rounds of all arms, by `record.alternate` beside the event loop that the arms run on."""
+    """All rounds of all arms in turn."""
+    await in_turn({arm.name: arm.measure for arm in arms}, len(arms[0].rounds))
+
+
+async def in_turn(
+    measures: Mapping[str, Callable[[], Coroutine[Any, Any, float]]], repetitions: int
+) -> dict[str, list[float]]:
+    """`record.alternate`, beside the event loop that the measures run on."""
     loop = asyncio.get_running_loop()
-    measures = {arm.name: _from_thread(loop, arm.measure) for arm in arms}
-    await asyncio.to_thread(record.alternate, measures, len(arms[0].rounds))
+    blocking = {name: _from_thread(loop, measure) for name, measure in measures.items()}
+    return await asyncio.to_thread(record.alternate, blocking, repetitions)
 
 
 def _from_thread(

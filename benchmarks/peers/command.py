@@ -12,15 +12,14 @@ import argparse
 import dataclasses
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from benchmarks import record, sizes
 from benchmarks.peers import reuse, transport, workloads
 from benchmarks.peers.arms import note
 from benchmarks.peers.questions import Shape
-from benchmarks.peers.targets import Outcome
+from benchmarks.peers.targets import Outcome, figures_of
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -47,23 +46,11 @@ def table(outcomes: Sequence[Outcome]) -> str:
     """What was reached and the figures behind it, in Markdown."""
     lines = ["| workload | figure | median (range, repetitions) |", "|---|---|---|"]
     for one in outcomes:
-        figures: list[tuple[str, object]] = [
-            (f"**{target.verdict(spread)}: {target}**", spread) for target, spread in one.reached.items()
-        ]
-        figures += [pair for pair in spreads_in(one.row) if not pair[0].startswith("reached: ")]
+        figures = figures_of(one)
         if agreed := one.row.get("agreement"):
             figures.append(("answers with our token ids", f"{agreed['equal']} of {agreed['compared']}"))
         lines += [f"| {one.row['workload']} | {name} | {figure} |" for name, figure in figures]
     return "\n".join(lines)
-
-
-def spreads_in(row: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, record.Spread]]:
-    """All spreads of a row, by their path."""
-    for name, value in row.items():
-        if isinstance(value, record.Spread):
-            yield prefix + name, value
-        elif isinstance(value, Mapping):
-            yield from spreads_in(value, f"{prefix}{name}: ")
 
 
 def shape_of(options: argparse.Namespace, default: Shape) -> Shape:

@@ -26,22 +26,23 @@ Hook = Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]
 def open_peft(directory: Path) -> Any:
     """The decoder of a model directory with its LoRA, float32, SDPA attention: a PeftModel."""
     config = SpeechLLMConfig.load(directory)
-    llama: Any = LlamaForCausalLM(_llama_config(config))
+    llama: Any = LlamaForCausalLM(llama_config(config))
     llama.float().set_attn_implementation("sdpa")
-    llama.load_state_dict(_llama_state(directory, config.llama.num_attention_heads))
+    llama.load_state_dict(llama_state(directory, config.llama.num_attention_heads))
     with tempfile.TemporaryDirectory() as folder:
         export_peft(directory, Path(folder) / "adapter")
         return PeftModel.from_pretrained(llama, str(Path(folder) / "adapter")).eval()
 
 
-def _llama_config(config: SpeechLLMConfig) -> LlamaConfig:
+def llama_config(config: SpeechLLMConfig) -> LlamaConfig:
+    """The decoder's sizes in transformers' terms."""
     fields = dataclasses.asdict(config.llama)
     del fields["suppress_token_ids"]
     rope = {"rope_type": "default", "rope_theta": fields.pop("rope_theta")}
     return LlamaConfig(**fields, rope_parameters=rope)
 
 
-def _llama_state(directory: Path, heads: int) -> dict[str, Tensor]:
+def llama_state(directory: Path, heads: int) -> dict[str, Tensor]:
     """The decoder's tensors without its LoRA, in transformers' names and rotary layout."""
     tensors = open_tensors(directory)
     state = {}

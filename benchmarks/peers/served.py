@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -37,19 +37,28 @@ TAIL_CHARS = 3000
 class Served:
     """A server from start to end. command: of Python, after `-m`. ready: the path that says 200 once it is.
 
+    python, environment: this command's own unless given.
     Its log goes to a temporary file, which the error quotes where the server does not start.
     """
 
-    def __init__(self, command: Sequence[str], port: int, ready: str, stdout: int | None = None) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        port: int,
+        ready: str,
+        stdout: int | None = None,
+        *,
+        python: str = sys.executable,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self.url = f"http://127.0.0.1:{port}"
         self._ready = ready
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  closed with the process
-        path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
         self.process = subprocess.Popen(
-            [sys.executable, "-m", *command],
+            [python, "-m", *command],
             stdout=self._log if stdout is None else stdout,
             stderr=self._log,
-            env={**computing_environment(), "PYTHONPATH": path},
+            env=own_environment() if environment is None else environment,
             start_new_session=True,
         )
 
@@ -103,6 +112,12 @@ class Served:
             time.sleep(POLL_S)
         self._log.seek(0)
         raise BenchError(f"no server:\n{self._log.read().decode(errors='replace')[-TAIL_CHARS:]}")
+
+
+def own_environment() -> dict[str, str]:
+    """Of a child that computes as our engine does, and whose `-m` finds the benchmarks."""
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {**computing_environment(), "PYTHONPATH": path}
 
 
 def serve_wavllm(model: Path) -> Served:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +35,22 @@ class Outcome:
 
     reached: Mapping[Target, Spread]
     row: Mapping[str, Any]
+
+
+def figures_of(outcome: Outcome) -> list[tuple[str, object]]:
+    """Names and spreads: the targets, then what else the row has."""
+    reached = outcome.reached.items()
+    targets = [(f"**{target.verdict(spread)}: {target}**", spread) for target, spread in reached]
+    return [*targets, *(pair for pair in spreads_in(outcome.row) if not pair[0].startswith("reached: "))]
+
+
+def spreads_in(row: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Spread]]:
+    """All spreads of a row, by their path."""
+    for name, value in row.items():
+        if isinstance(value, Spread):
+            yield prefix + name, value
+        elif isinstance(value, Mapping):
+            yield from spreads_in(value, f"{prefix}{name}: ")
 
 
 DECODE = Target("decode tokens/s at 16 concurrent, clips encoded, over transformers' generate alone", 5.0)

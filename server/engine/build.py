@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass
 
@@ -26,6 +27,8 @@ from server.engine.warmup import warm_up
 from server.errors import EngineError
 from server.types import CPU_BATCH_SIZE, GPU_BATCH_SIZE, EngineConfig, ModelInfo
 
+logger = logging.getLogger(__name__)
+
 DTYPES = {
     "float64": torch.float64,
     "float32": torch.float32,
@@ -37,6 +40,8 @@ MAX_SCALES = 4096
 ANSWER_ROOM = 64
 """Tokens kept free of audio when the longest clip is worked out."""
 LONGEST_CLIP_S = 120
+PACKED_SHARE = 0.25
+"""Of the free memory, for second copies of the weights on a CPU."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +64,25 @@ def build_core(config: EngineConfig, progress: Progress | None = None) -> Engine
         torch.backends.cuda.matmul.allow_tf32 = False
         torch.backends.cudnn.allow_tf32 = False
     model, tokenizer = load_model(config.model_dir, device, dtype, progress)
+    return warm_core(config, model, tokenizer)
+
+
+def warm_core(config: EngineConfig, model: SpeechLLM, tokenizer: Tokenizer) -> EngineCore:
+    """The same around a model that is loaded: merge, size, warm up."""
+    device = model.device
     if config.merge_prompt is not None:
         model.merge(model.prompt_scale(adapter_ids(tokenizer, config.merge_prompt)))
+    if device.type == "cpu":
+        model.prepack(PACKED_SHARE * free_bytes())
     # In an engine of its own, so that the warm-up leaves no trace in caches and counters.
     pages = math.ceil(model.config.llama.max_position_embeddings / config.page_size)
     sizes = Sizes(1, 512, min(pages, config.num_pages or pages))
     pace = warm_up(assemble(config, model, tokenizer, sizes), config.merge_prompt)
-    core = assemble(config, model, tokenizer, measure(config, model))
+    sizes = measure(config, model)
+    core = assemble(config, model, tokenizer, sizes)
+    if device.type == "cuda" and core.runner.fused is None:
+        logger.warning("no fused kernels here, so decoding is slow")
+    core.runner.prepare_decodes(sizes.max_batch_size)
     core.runner.threads = pace.threads
     step_ms = config.encoder_step_ms or (10.0 if device.type == "cuda" else 100.0)
     core.encoding.slice_s = step_ms / 1e3

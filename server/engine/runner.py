@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Mapping
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass, field
@@ -12,15 +13,19 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from model.fused_llama import FusedLlama
 from model.llama import DecodeRows, FlatBatch, PrefillSpan
 from model.pieces import Pieces
 from model.sampling import SamplingRow, is_looping, sample
 from model.speech_llm import SpeechLLM
+from server.engine.decode_graph import DecodeGraphs, DecodeRow
 from server.engine.scheduler import Chunk, Scheduler
 from server.engine.sequence import AdapterPass, Sequence
 from server.types import EncoderRun
 
 Waveform = npt.NDArray[np.float32]
+PIECES_AHEAD = 2
+"""Pieces of an encoder pass that a GPU has still to compute when the host goes on to the next."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,16 +49,37 @@ class Runner:
 
     Tensors live under keys: clips (audio embeddings [n, D]) under the waveform's hash, scales [D] under the
     instruction's hash. Every method belongs to the engine's thread.
+
+    fused: whether forwards go through the fused kernels, which need Triton; None: on CUDA, if it is there.
     """
 
-    def __init__(self, model: SpeechLLM, num_pages: int, page_size: int) -> None:
+    def __init__(
+        self, model: SpeechLLM, num_pages: int, page_size: int, *, fused: bool | None = None
+    ) -> None:
         self.model = model
-        self.cache = model.new_cache(num_pages, page_size)
+        if fused is None:
+            fused = model.device.type == "cuda" and FusedLlama.supports(model.llama)
+        self.fused = FusedLlama(model.llama) if fused else None
+        self.graphs: DecodeGraphs | None = None
+        # The page after the last is nobody's: rows that pad a captured step write there.
+        self.cache = model.new_cache(num_pages + bool(fused), page_size)
         self.threads = Threads(torch.get_num_threads(), torch.get_num_threads())
         self._encoder_runs: list[EncoderRun] = []
         self._clips: dict[bytes, Tensor] = {}
         self._scales: dict[bytes, Tensor] = {}
         self._no_scale = torch.zeros(model.config.llama.hidden_size, dtype=model.dtype, device=model.device)
+
+    def prepare_decodes(self, max_rows: int) -> None:
+        """From now on steps that decode alone, up to `max_rows` sequences, are prepared ones: captured graphs
+        on a CUDA device. Nothing changes where there are no fused kernels.
+        """
+        if self.fused is None:
+            return
+        suppressed = self.model.config.llama.suppress_token_ids
+        scratch = self.cache.num_pages - 1
+        self.graphs = DecodeGraphs(self.fused, self.cache, scratch, max_rows, suppressed)
+        if self.model.device.type == "cuda":
+            self.graphs.capture()
 
     def encoding(self, clips: Mapping[bytes, Waveform]) -> Pieces[dict[bytes, Tensor]]:
         """Waveforms [T] float32 at 16 kHz -> their embeddings [n, D], in one batch, piece by piece."""
@@ -83,7 +109,6 @@ class Runner:
             except StopIteration as end:
                 embeddings: dict[bytes, Tensor] = end.value
                 return embeddings
-            self._synchronize()
             before, now = now, time.perf_counter()
             longest_s = max(longest_s, now - before)
         return None
@@ -93,8 +118,12 @@ class Runner:
         self._clips[key] = embeddings
 
     def _timed(self, branch: str, pieces: Pieces[list[Tensor]]) -> Pieces[list[Tensor]]:
-        """The same pieces; their time is told as one run of `branch`."""
+        """The same pieces; their time is told as one run of `branch`.
+
+        On a GPU the host runs a few pieces ahead, or the device would wait for it after each.
+        """
         seconds = 0.0
+        under_way: deque[torch.cuda.Event] = deque()
         while True:
             begin = time.perf_counter()
             try:
@@ -105,7 +134,11 @@ class Runner:
                 seconds += time.perf_counter() - begin
                 self._encoder_runs.append(EncoderRun(branch, seconds, len(result)))
                 return result
-            self._synchronize()
+            if self.model.device.type == "cuda":
+                under_way.append(torch.cuda.Event())  # type: ignore[no-untyped-call]
+                under_way[-1].record()
+                if len(under_way) > PIECES_AHEAD:
+                    under_way.popleft().synchronize()
             seconds += time.perf_counter() - begin
             yield
 
@@ -130,6 +163,7 @@ class Runner:
         """Drop all tensors but the model's."""
         self._clips.clear()
         self._scales.clear()
+        self.graphs = None
         del self.cache
 
     @staticmethod
@@ -148,12 +182,24 @@ class Runner:
 
         A finished adapter pass leaves its scale under its instruction's key.
         """
-        self.cache.clear(self._index(self._new_pages(prefills, decodes)))
+        if self.graphs is not None and not prefills and len(decodes) <= self.graphs.max_rows:
+            return self._decode(self.graphs, decodes)
+        if self.fused is None:  # its kernels read no slot before it is written
+            self.cache.clear(self._index(self._new_pages(prefills, decodes)))
         _use_threads(self.threads.forward)
         batch, ends = self._flatten(prefills, decodes)
-        hidden = self.model(batch, self.cache)
+        hidden = (self.fused.forward if self.fused is not None else self.model)(batch, self.cache)
         self._keep_passes(prefills, hidden)
         return self._sample(hidden, ends)
+
+    def _decode(self, graphs: DecodeGraphs, decodes: Rows[Sequence]) -> Results:
+        """One prepared step. Its greedy choice is made on the device; who draws gets the logits."""
+        rows = [DecodeRow(s.generated[-1], len(s) - 1, s.pages, self._scale_of(s)) for s in decodes]
+        tokens, logits = graphs.step(rows)
+        finite = [token >= 0 for token in tokens]
+        if any(sequence.sampling.temperature > 0 for sequence in decodes):
+            tokens = sample(logits, [self._sampling_row(sequence) for sequence in decodes])
+        return self._settle(decodes, tokens, finite)
 
     # Lists to tensors.
 
@@ -259,14 +305,17 @@ class Runner:
 
     def _sample(self, hidden: Tensor, ends: dict[Sequence, int]) -> Results:
         """Next tokens of the sequences whose last rows are `ends`."""
-        results = Results()
         if not ends:
-            return results
+            return Results()
         logits = self.model.logits(hidden[self._index(list(ends.values()))])
-        finite = logits.isfinite().all(dim=-1).tolist()
-        rows = [self._sampling_row(sequence) for sequence in ends]
-        tokens = sample(logits, rows)
-        for sequence, token, good in zip(ends, tokens, finite, strict=True):
+        finite = logits.isfinite().all(dim=-1)
+        tokens = sample(logits, [self._sampling_row(sequence) for sequence in ends])
+        return self._settle(list(ends), tokens, finite.tolist())
+
+    def _settle(self, sequences: Rows[Sequence], tokens: Rows[int], finite: Rows[bool]) -> Results:
+        """The sampled tokens, or EOS where an answer loops; without finite logits there is none."""
+        results = Results()
+        for sequence, token, good in zip(sequences, tokens, finite, strict=True):
             if good:
                 looping = is_looping(sequence.generated, self.model.config.generation)
                 results.tokens[sequence] = self.eos_id if looping else token

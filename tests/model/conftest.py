@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from model.checkpoint import load_model
 from model.speech_llm import SpeechLLM
 from model.tiny import make_tiny
 from model.tokenizer import Tokenizer
+from server.os_process import QUIET_THREADS
 from tests.model.random_weights import small_config
 
 CPU = torch.device("cpu")
@@ -28,6 +30,23 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("weights") / "small"
     make_tiny(path, small_config(), seed=5)
     return path
+
+
+@pytest.fixture(scope="session")
+def endless(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same sizes, and answers that run to their last allowed token. Never write to it."""
+    path = tmp_path_factory.mktemp("weights") / "endless"
+    config = small_config()
+    llama = dataclasses.replace(config.llama, suppress_token_ids=(0, config.llama.eos_token_id))
+    make_tiny(path, dataclasses.replace(config, llama=llama))
+    return path
+
+
+@pytest.fixture
+def _quiet_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment that benchmarks insist on; torch has read its own long ago."""
+    for name, value in QUIET_THREADS.items():
+        monkeypatch.setenv(name, value)
 
 
 @pytest.fixture(scope="session")

@@ -77,3 +77,12 @@ def test_normalisation_is_that_of_transformers(wave: torch.Tensor) -> None:
     features = AudioFeatures(dataclasses.replace(small_config(), wavlm_do_normalize=True))
     expected = Wav2Vec2FeatureExtractor(do_normalize=True)(wave.numpy(), sampling_rate=16_000)
     assert np.allclose(features(wave).wave.numpy(), expected["input_values"][0], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("seconds", [0.3, 2.0, 4.7])
+def test_windows_computed_by_torch_are_the_extractors(seconds: float) -> None:
+    features = AudioFeatures(small_config())
+    clip = noise_clip(seconds)
+    expected, got = features(clip).log_mel, features.log_mel_by_torch(clip)
+    assert got.shape == expected.shape
+    assert torch.allclose(got, expected, rtol=0, atol=1e-4)

@@ -118,6 +118,7 @@ class World:
             )
             make_tiny(Path(folder) / "m", config, seed=11)
             self.model, self.tokenizer = load_model(Path(folder) / "m", torch.device("cpu"), dtype)
+            self.model.prepack(float("inf"))  # float32 alone, as `wavllm serve` has it
         noise = np.random.default_rng(3)
         self.clips = [
             0.2 * noise.standard_normal(int(s * SAMPLE_RATE), dtype=np.float32) for s in CLIP_SECONDS

@@ -13,6 +13,7 @@ from model.config import LlamaConfig, SpeechLLMConfig
 from model.tiny import make_tiny
 from server.engine.build import build_core
 from server.types import EngineConfig
+from tests.model.random_weights import noise_clip, small_config
 
 pytestmark = pytest.mark.gpu
 
@@ -45,3 +46,16 @@ def test_an_engine_on_the_device_warms_up_and_leaves_room_for_pages(directory: P
     assert core.info.device.startswith("cuda")
     assert core.info.dtype == "bfloat16"
     assert core.scheduler.pages.num_pages > 100
+
+
+def test_encoders_on_the_device_hear_what_the_cpu_hears(tmp_path: Path) -> None:
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+    make_tiny(tmp_path / "m", small_config(), seed=5)
+    waves = [noise_clip(seconds, seed=i) for i, seconds in enumerate((0.3, 2.0, 4.5))]
+    there, here = (
+        load_model(tmp_path / "m", torch.device(name), torch.float32)[0].encode_audio(waves)
+        for name in ("cuda", "cpu")
+    )
+    for got, expected in zip(there, here, strict=True):
+        assert (got.cpu() - expected).norm() < 1e-3 * expected.norm()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,13 +22,13 @@ from model.tokenizer import Tokenizer, train_tokenizer
 from server.types import SamplingParams
 from tests.model.random_weights import small_config
 from tests.model.reference import answer_alone, next_logits
-from training.batch import Item, pack
+from training.batch import Item, Ragged, pack
 from training.corpus import PEAK, ClipRecord
 from training.dataset import Dataset, epoch_order
 from training.features import extract, wavlm_features, whisper_features
 from training.language import BLANK, CopyStage, LanguageStage, simulate
 from training.listening import SingleStage, turns_of
-from training.loop import make_optimizer, restore, save, take_step, train, trainable
+from training.loop import Clock, make_optimizer, rate, read, restore, save, take_step, train, trainable
 from training.network import (
     IGNORE,
     AlignmentLoss,
@@ -43,6 +45,7 @@ from training.network import (
     silence_wavlm,
     turn_labels,
 )
+from training.parallel import NEEDS, run_together
 from training.recipe import Recipe, StageBudget, State
 from training.scripts import Line, Script
 from training.tasks import Example
@@ -76,7 +79,7 @@ def test_a_packed_batch_is_what_serving_computes(exact: SpeechLLM, encoder: Enco
     scale = torch.rand(2, size, generator=generator, dtype=torch.float64) * 2
     segments = tuple(encoder.segment(example) for example in EXAMPLES)
     items = [Item(encoder.left, 7, segments), Item(encoder.left, 3, segments[1:])]
-    packed = pack(items, torch.device("cpu"))
+    packed = pack(items)
     logits = answer_logits(exact, packed, torch.cat(audio), scale)
     left = exact.embed_tokens(torch.tensor(encoder.left))
     expected = torch.cat(
@@ -92,7 +95,7 @@ def test_a_packed_batch_is_what_serving_computes(exact: SpeechLLM, encoder: Enco
 
 def test_an_item_without_audio_is_the_language_model_alone(exact: SpeechLLM, encoder: Encoder) -> None:
     segment = encoder.segment(EXAMPLES[0], audio=False)
-    packed = pack([Item((), 0, (segment,))], torch.device("cpu"))
+    packed = pack([Item((), 0, (segment,))])
     zero = torch.zeros(1, exact.config.llama.hidden_size, dtype=torch.float64)
     logits = answer_logits(exact, packed, None, zero)
     none = torch.zeros(0, zero.shape[1], dtype=torch.float64)
@@ -110,22 +113,22 @@ def test_cached_features_give_the_embeddings_of_serving(exact: SpeechLLM) -> Non
         whisper = [encoder.whisper(c.log_mel.double()).last_hidden_state[0, : c.num_frames] for c in clips]
         states, frames = finish(encoder.wavlm_states(waves))
         wavlm = [states[:, i, :n].transpose(0, 1) for i, n in enumerate(frames)]
-        made = audio_embeddings(encoder, whisper, wavlm)
-    for ours, served in zip(made, exact.encode_audio(waves), strict=True):
+        made = audio_embeddings(encoder, Ragged.of(whisper), Ragged.of(wavlm))
+    for ours, served in zip(made.split(), exact.encode_audio(waves), strict=True):
         torch.testing.assert_close(ours, served, rtol=0, atol=1e-9)
 
 
 def test_a_branch_gives_each_clip_what_it_gets_alone(exact: SpeechLLM) -> None:
     branch = exact.audio_encoder.whisper_branch
     rows = [torch.randn(n, 32, dtype=torch.float64) for n in (1, 2, 5, 17, 32)]
-    for alone, together in zip(rows, branch_of(branch, rows), strict=True):
+    for alone, together in zip(rows, branch_of(branch, Ragged.of(rows)).split(), strict=True):
         torch.testing.assert_close(together, branch(alone[None])[0], rtol=0, atol=1e-12)
 
 
 def test_prompt_scales_are_those_of_serving(exact: SpeechLLM, encoder: Encoder) -> None:
     ids = [encoder.segment(example).adapter for example in EXAMPLES]
     with torch.no_grad():
-        made = prompt_scales(exact, ids)
+        made = prompt_scales(exact, Ragged.of([torch.tensor(adapter) for adapter in ids]))
     for row, adapter in zip(made, ids, strict=True):
         torch.testing.assert_close(row, exact.prompt_scale(adapter), rtol=0, atol=1e-12)
 
@@ -133,7 +136,7 @@ def test_prompt_scales_are_those_of_serving(exact: SpeechLLM, encoder: Encoder) 
 def test_only_answers_count(exact: SpeechLLM, encoder: Encoder) -> None:
     """The loss ends at EOS and starts after the instruction; `right_answers` wants every token."""
     segment = encoder.segment(EXAMPLES[0])
-    packed = pack([Item(encoder.left, 2, (segment, segment))], torch.device("cpu"))
+    packed = pack([Item(encoder.left, 2, (segment, segment))])
     assert packed.targets.tolist() == [*segment.answer, *segment.answer]
     assert segment.answer[-1] == exact.config.llama.eos_token_id
     perfect = nn.functional.one_hot(packed.targets, 400).double() * 50
@@ -147,9 +150,15 @@ def test_alignment_prefers_the_transcript() -> None:
     embeddings = torch.eye(5)
     loss = AlignmentLoss()
     heard = torch.eye(5)[[2, 2, 3, 4]]
-    assert loss([heard], [[2, 3, 4]], embeddings)[0] < loss([heard], [[4, 3, 2]], embeddings)[0]
-    both = loss([heard, heard[:2]], [[2, 3, 4], [2]], embeddings)
-    alone = loss([heard], [[2, 3, 4]], embeddings), loss([heard[:2]], [[2]], embeddings)
+
+    def of(*pairs: tuple[Tensor, list[int]]) -> tuple[Tensor, Tensor]:
+        transcripts = Ragged.of([torch.tensor(ids) for _, ids in pairs])
+        made: tuple[Tensor, Tensor] = loss(Ragged.of([rows for rows, _ in pairs]), transcripts, embeddings)
+        return made
+
+    assert of((heard, [2, 3, 4]))[0] < of((heard, [4, 3, 2]))[0]
+    both = of((heard, [2, 3, 4]), (heard[:2], [2]))
+    alone = of((heard, [2, 3, 4])), of((heard[:2], [2]))
     assert torch.allclose(both[0] * 2, alone[0][0] + alone[1][0])
     assert torch.allclose(both[1] * 6, alone[0][1] * 4 + alone[1][1] * 2)
 
@@ -158,7 +167,10 @@ def test_alignment_draws_frames_to_the_embeddings() -> None:
     embeddings = torch.eye(5)
     gap = torch.zeros(1, 5)
     heard = torch.cat([embeddings[2:3], gap, embeddings[3:4]])
-    distance = [AlignmentLoss()([rows], [[2, 3]], embeddings)[1] for rows in (heard, heard * 3, heard + 0.5)]
+    said = Ragged.of([torch.tensor([2, 3])])
+    distance = [
+        AlignmentLoss()(Ragged.of([rows]), said, embeddings)[1] for rows in (heard, heard * 3, heard + 0.5)
+    ]
     assert distance[0] < 1e-3
     assert min(distance[1:]) > 0.5
 
@@ -190,11 +202,16 @@ def test_voices_are_read_off_the_audio_embeddings() -> None:
         loss.emotion.bias.zero_()
     audio = torch.tensor([[-1.0, 1, 0, 0], [50.0, 1, 0, 0], [1.0, 1, 0, 0]])
     turns = [Turn(0, 4, False), Turn(8, 12, True)]
-    assert loss([audio], [turns], [0]).item() < 1e-6
-    assert loss([audio], [turns], [None]).item() < 1e-6
-    assert loss([audio], [turns], [1]).item() > 10
-    assert loss([audio.flip(0)], [turns], [None]).item() > 10
-    assert loss([audio], [[]], [None]).item() == 0
+
+    def of(rows: Tensor, turns: list[Turn], emotion: int) -> float:
+        made = loss(Ragged.of([rows]), turn_labels(len(rows), turns), torch.tensor([emotion]))
+        return float(made.detach())
+
+    assert of(audio, turns, 0) < 1e-6
+    assert of(audio, turns, IGNORE) < 1e-6
+    assert of(audio, turns, 1) > 10
+    assert of(audio.flip(0), turns, IGNORE) > 10
+    assert of(audio, [], IGNORE) == 0
 
 
 def test_an_epoch_meets_every_clip_once() -> None:
@@ -271,16 +288,73 @@ def test_a_run_resumes_exactly(learner: Callable[[int], SingleStage], tmp_path: 
     whole, half, rest = learner(6), learner(6), learner(6)
     optimizer = make_optimizer(whole)
     for step in range(6):
-        take_step(whole, optimizer, step)
+        take_step(whole, optimizer, step, whole.batch(step), step / 6)
     first = make_optimizer(half)
     for step in range(3):
-        take_step(half, first, step)
+        take_step(half, first, step, half.batch(step), step / 6)
     save(half, first, 3, State(tmp_path))
     second = make_optimizer(rest)
-    for step in range(restore(rest, second, State(tmp_path)), 6):
-        take_step(rest, second, step)
+    for step in range(restore(rest, second, State(tmp_path))[0], 6):
+        take_step(rest, second, step, rest.batch(step), step / 6)
     for name, weight in trainable(whole.trained).items():
         assert torch.equal(weight, trainable(rest.trained)[name]), name
+
+
+def test_a_stage_ends_by_its_steps_or_by_its_seconds(
+    learner: Callable[[int], SingleStage], tmp_path: Path
+) -> None:
+    """Whatever comes first. What was spent counts when it goes on."""
+    clock = Clock(10, None)
+    clock.start()
+    assert [clock.progress(step) for step in (0, 5, 10, 20)] == [0, 0.5, 1, 1]
+    assert Clock(10, 8.0, spent=2.0).progress(1) == 0.25
+    state = State(tmp_path / "timed")
+    begin = time.monotonic()
+    train(learner(100_000), state, seconds=3.0)
+    assert time.monotonic() - begin < 60
+    checkpoint = read(state, "single")
+    assert 0 < checkpoint["step"] < 100_000
+    assert checkpoint["seconds"] >= 3.0
+    before = state.checkpoint("single").stat().st_mtime_ns
+    train(learner(100_000), state, seconds=3.0)
+    assert state.checkpoint("single").stat().st_mtime_ns == before
+
+
+def test_batches_of_other_processes_are_the_same(
+    learner: Callable[[int], SingleStage], tmp_path: Path
+) -> None:
+    here, elsewhere = learner(3), learner(3)
+    train(here, State(tmp_path / "here"))
+    train(elsewhere, State(tmp_path / "elsewhere"), loaders=2)
+    for name, weight in trainable(here.trained).items():
+        assert torch.equal(weight, trainable(elsewhere.trained)[name]), name
+
+
+def test_the_rate_rises_and_falls() -> None:
+    budget = StageBudget(10, 1, 1, 2e-3)
+    rates = [rate(progress, budget) for progress in (0.0, 0.02, 0.04, 0.52, 1.0)]
+    assert rates == pytest.approx([5e-5, 1e-3, 2e-3, 1.03e-3, 6e-5])
+
+
+def test_steps_wait_for_what_they_need(tmp_path: Path) -> None:
+    """Each leaves its name when it begins and when it ends; the first failure ends the rest."""
+    log = tmp_path / "log"
+
+    def command(step: str) -> list[str]:
+        note = f"print('{{}} {step}', file=open({str(log)!r}, 'a'), flush=True)"
+        return [sys.executable, "-c", f"{note.format('begin')}; {note.format('end')}"]
+
+    run_together(command)
+    lines = log.read_text().splitlines()
+    for step, needs in NEEDS.items():
+        for need in needs:
+            assert lines.index(f"end {need}") < lines.index(f"begin {step}")
+    hangs = [sys.executable, "-c", "import time; time.sleep(600)"]
+    fails = [sys.executable, "-c", "raise SystemExit(3)"]
+    begin = time.monotonic()
+    with pytest.raises(SystemExit, match="copy failed with exit code 3"):
+        run_together(lambda step: fails if step == "copy" else hangs)
+    assert time.monotonic() - begin < 60
 
 
 def test_eight_clips_are_learnt_to_the_letter(
@@ -316,7 +390,7 @@ def test_the_language_stage_learns_from_text_alone(directory: Path, tmp_path: Pa
     encoder = Encoder(Tokenizer(directory / "tokenizer.model"), small_config().llama)
     stage = LanguageStage(new_model(small_config(), 1), encoder, recipe)
     optimizer = make_optimizer(stage)
-    losses = [take_step(stage, optimizer, step)["loss"] for step in range(12)]
+    losses = [float(take_step(stage, optimizer, i, stage.batch(i), i / 12)["loss"]) for i in range(12)]
     assert losses[-1] < losses[0] - 0.5
     assert not any("lora_" in name for name in trainable(stage.trained))
 
@@ -338,7 +412,7 @@ def test_the_copying_stage_learns_transcripts_alone(directory: Path) -> None:
     items = [stage._item(random.Random(seed), 1.0)[0] for seed in range(6)]
     assert {segment.task for item in items for segment in item.segments} == {"asr"}
     optimizer = make_optimizer(stage)
-    losses = [take_step(stage, optimizer, step)["loss"] for step in range(12)]
+    losses = [float(take_step(stage, optimizer, i, stage.batch(i), i / 12)["loss"]) for i in range(12)]
     assert losses[-1] < losses[0] - 0.5
 
 
@@ -347,5 +421,6 @@ def test_an_ablated_part_has_no_say(exact: SpeechLLM) -> None:
     fix_scale(exact)
     config = exact.config
     rows = torch.randn(9, config.wavlm.hidden_size, dtype=torch.float64)
-    assert branch_of(exact.audio_encoder.wavlm_branch, [rows])[0].abs().max() == 0
-    assert torch.equal(prompt_scales(exact, [[5, 6]]), torch.ones(1, config.llama.hidden_size).double())
+    assert branch_of(exact.audio_encoder.wavlm_branch, Ragged.of([rows])).rows.abs().max() == 0
+    scales = prompt_scales(exact, Ragged.of([torch.tensor([5, 6])]))
+    assert torch.equal(scales, torch.ones(1, config.llama.hidden_size).double())

@@ -10,6 +10,7 @@ import torch
 from model.checkpoint import load_model
 from model.speech_llm import SpeechLLM
 from model.tokenizer import Tokenizer
+from training.batch import Ragged
 from training.network import prompt_scales
 from training.scales import draw, instructions, measure, write_csv, write_fixed
 from training.tasks import TASKS
@@ -39,7 +40,7 @@ def test_the_fixed_copy_differs_in_the_scale_alone(directory: Path, tmp_path: Pa
     before, _ = load_model(directory, CPU, torch.float64)
     after, _ = load_model(tmp_path / "fixed", CPU, torch.float64)
     ones = torch.ones(1, after.config.llama.hidden_size).double()
-    assert torch.equal(prompt_scales(after, [[5, 6, 7]]), ones)
+    assert torch.equal(prompt_scales(after, Ragged.of([torch.tensor([5, 6, 7])])), ones)
     weights = zip(before.named_parameters(), after.parameters(), strict=True)
     changed = [name for (name, old), new in weights if not old.equal(new)]
     assert changed == ["prompt_adapter.fc2.weight", "prompt_adapter.fc2.bias"]

@@ -133,7 +133,11 @@ def test_the_entry_point_is_the_console_script():
 
 
 def test_the_image_does_not_run_as_root():
-    assert instructions("USER") == ["1000:1000"]
+    assert instructions("USER") == ["1000:1000"] * 2
+    stages = re.split(r"^FROM ", DOCKERFILE, flags=re.M)
+    final = [stage for stage in stages if stage.startswith("runtime AS ")]
+    assert len(final) == 2
+    assert all(stage.rstrip().endswith("USER 1000:1000") for stage in final)
     assert "--uid 1000" in DOCKERFILE
 
 

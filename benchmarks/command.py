@@ -1,0 +1,73 @@
+"""What every measurement of one function has for a command: options, a row, a table, an exit status."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks import record, sizes
+from benchmarks.peers.targets import Outcome, figures_of
+from benchmarks.peers.waiting import restart_passive
+
+Measure = Callable[[int], Outcome]
+"""Repetitions -> what came of it."""
+MeasureModel = Callable[[Path, int], Outcome]
+"""Model directory and repetitions -> what came of it."""
+
+
+def run(description: str | None, results: str, measure: Measure, repetitions: int) -> None:
+    """Measure what needs no model of the user's choice, append a row to `results`.jsonl, print.
+
+    Exits with 1 if a target is missed. Threads wait as the engine's.
+    """
+    restart_passive()
+    options = _parser(description, results, repetitions).parse_args()
+    _finish(measure(options.repetitions), results, options.output)
+
+
+def run_on_model(description: str | None, results: str, measure: MeasureModel, repetitions: int) -> None:
+    """The same with `--model`."""
+    restart_passive()
+    parser = _parser(description, results, repetitions)
+    parser.add_argument("--model", default="middle", help=f"{' or '.join(sizes.MODELS)}, or a directory")
+    options = parser.parse_args()
+    _finish(measure(open_model(options.model), options.repetitions), results, options.output)
+
+
+def _parser(description: str | None, results: str, repetitions: int) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--repetitions", type=int, default=repetitions)
+    parser.add_argument("--output", type=Path, default=record.RESULTS, help=f"folder of {results}.jsonl")
+    return parser
+
+
+def _finish(outcome: Outcome, results: str, folder: Path) -> None:
+    record.append(results, outcome.row, folder)
+    sys.stdout.write(table(outcome) + "\n")
+    sys.exit(any(not target.is_met(spread) for target, spread in outcome.reached.items()))
+
+
+def open_model(name: str) -> Path:
+    """One of the sizes by its name, made at first use, or a directory."""
+    return sizes.open_size(name) if name in sizes.MODELS else Path(name)
+
+
+def table(outcome: Outcome) -> str:
+    """Targets and all spreads of the row, in Markdown."""
+    lines = ["| figure | median (range, repetitions) |", "|---|---|"]
+    return "\n".join([*lines, *(f"| {name} | {spread} |" for name, spread in figures_of(outcome))])
+
+
+def outcome_of(
+    workload: str, seed: int, reached: Mapping[Any, record.Spread], row: Mapping[str, Any], **setup: Any
+) -> Outcome:
+    """With what a row says of where it was measured."""
+    ratio = {target.sentence: spread for target, spread in reached.items()}
+    return Outcome(
+        reached, {"workload": workload, **record.setup(seed, **setup), "reached": ratio, **row}
+    )

@@ -1,0 +1,86 @@
+"""The language model alone beside other decoders: same weights, prompts and lengths, float32, greedy.
+
+    python -m benchmarks.decoders [transformers llamacpp vllm speech] [--model default|middle|DIR]
+
+`speech` is a model that hears, behind vLLM's server and behind ours; its sizes are those of benchmarks.peers.
+Appends a row for each workload to decoders.jsonl in the folder, prints what was reached. Exits with 1 if a
+target is missed. The peers' environments come from `make bench-env`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+from benchmarks import record, sizes
+from benchmarks.decoders import speech, workloads
+from benchmarks.decoders.prompts import Shape
+from benchmarks.peers.arms import note
+from benchmarks.peers.targets import Outcome, figures_of
+
+Measure = Callable[[Path, int, Shape], Outcome]
+WORKLOADS: dict[str, Measure] = {
+    "transformers": workloads.against_transformers,
+    "llamacpp": workloads.against_llamacpp,
+    "vllm": workloads.against_vllm,
+    "speech": lambda model, repetitions, _: speech.against_qwen2_audio(model, repetitions),
+}
+RESULTS = "decoders"
+
+
+def table(outcomes: Sequence[Outcome]) -> str:
+    """What was reached, the figures behind it and the agreement of the answers, in Markdown."""
+    lines = ["| workload | figure | median (range, repetitions) |", "|---|---|---|"]
+    for one in outcomes:
+        figures = figures_of(one)
+        figures += [(f"agreement: {name}", agreed(counts)) for name, counts in agreements(one)]
+        figures.append(("cores that other programs took before", f"{100 * one.row['others_busy']:.0f} %"))
+        lines += [f"| {one.row['workload']} | {name} | {figure} |" for name, figure in figures]
+    return "\n".join(lines)
+
+
+def agreements(outcome: Outcome) -> Iterable[tuple[str, dict[str, int]]]:
+    """By the peer's name and batch; none where both sides have weights of their own."""
+    counts: Mapping[str, dict[str, int]] = outcome.row.get("agreement", {})
+    return counts.items()
+
+
+def agreed(counts: dict[str, int]) -> str:
+    """In words."""
+    tokens = f"{counts['tokens_agreed']} of {counts['tokens']} tokens before a first difference"
+    return f"{counts['equal']} of {counts['compared']} answers, {tokens}"
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command's options."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("workload", nargs="*", help=f"of {', '.join(WORKLOADS)}; all unless given")
+    parser.add_argument("--model", default="middle", help=f"{' or '.join(sizes.MODELS)}, or a directory")
+    parser.add_argument("--repetitions", type=int, default=workloads.REPETITIONS)
+    parser.add_argument("--output", type=Path, default=record.RESULTS, help="folder of decoders.jsonl")
+    parser.add_argument("--prompt-tokens", type=int, default=workloads.SHAPE.prompt_tokens)
+    parser.add_argument("--answer-tokens", type=int, default=workloads.SHAPE.answer_tokens)
+    parser.add_argument("--batches", type=int, nargs="+", default=workloads.SHAPE.batches)
+    return parser
+
+
+def main() -> None:
+    """Measure, write, print. SIGTERM ends it like an error, and with it the processes that it started."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    parser = make_parser()
+    options = parser.parse_args()
+    if unknown := set(options.workload) - set(WORKLOADS):
+        parser.error(f"no such workload: {', '.join(sorted(unknown))}")
+    model = sizes.open_size(options.model) if options.model in sizes.MODELS else Path(options.model)
+    shape = Shape(options.prompt_tokens, options.answer_tokens, tuple(options.batches))
+    outcomes = []
+    for name in options.workload or WORKLOADS:
+        note(name)
+        done = WORKLOADS[name](model, options.repetitions, shape)
+        record.append(RESULTS, done.row, options.output)
+        outcomes.append(done)
+    sys.stdout.write(table(outcomes) + "\n")
+    sys.exit(any(not target.is_met(spread) for one in outcomes for target, spread in one.reached.items()))

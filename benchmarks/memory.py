@@ -1,0 +1,144 @@
+"""Resident memory of `wavllm serve` over 2,000 requests: does it still grow in the last thousand?
+
+    python -m benchmarks.memory [--repetitions 3] [--output FOLDER]
+
+A small random model behind the real server, engine process and audio workers; every request has a clip of its
+own. What the server keeps on purpose is bounded (512 KV pages, 1 MiB of audio embeddings, the scales of a
+hundred instructions), and the bounds are reached in the first thousand. Memory is that of all processes
+of the server. The slope of the second thousand is a least-squares one. Its 95 % interval comes from a
+bootstrap that draws the residuals in blocks of consecutive samples, for neighbours resemble each other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import psutil
+
+from benchmarks import command, record
+from benchmarks.peers.arms import ask, note
+from benchmarks.peers.questions import QuestionMaker, Shape
+from benchmarks.peers.served import Served, WavllmSide, free_port
+from benchmarks.peers.targets import Outcome, Target
+from model.checkpoint_format import TOKENIZER_FILE
+from model.config import SpeechLLMConfig
+from model.tiny import VOCAB_SIZE, make_tiny
+from model.tokenizer import Tokenizer
+
+SEED = 4
+REPETITIONS = 3
+NUM_REQUESTS = 2000
+EVERY = 10
+"""Requests between two samples; so many are asked at once."""
+NUM_INSTRUCTIONS = 100
+WINDOW_S = 2
+SHAPE = Shape(clip_seconds=1.0, instruction_tokens=12, answer_tokens=8)
+BLOCK = 10
+"""Samples that are drawn together: a hundred requests."""
+NUM_RESAMPLES = 2000
+GROWTH = Target(
+    "KiB a request by which resident memory grows for certain (95 %) in the last half of 2,000 requests",
+    0.0,
+    False,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Slope:
+    """Units a request: the least-squares slope and its 95 % interval."""
+
+    estimate: float
+    low: float
+    high: float
+
+    @property
+    def certain_growth(self) -> float:
+        """The least growth that the interval allows; 0 where it does not exclude a flat line."""
+        return max(0.0, self.low)
+
+
+def memory(repetitions: int = REPETITIONS, num_requests: int = NUM_REQUESTS) -> Outcome:
+    """A new server in each repetition."""
+    with tempfile.TemporaryDirectory() as folder:
+        served = make_small(Path(folder) / "model")
+        slopes, firsts, lasts = [], [], []
+        for _ in range(repetitions):
+            samples = asyncio.run(resident_kib(served, num_requests))
+            slopes.append(slope_of(samples[len(samples) // 2 :], EVERY))
+            firsts.append(samples[0] / 1024)
+            lasts.append(samples[-1] / 1024)
+            note(f"{firsts[-1]:.4g} to {lasts[-1]:.4g} MiB, {slopes[-1]}")
+    row = {
+        "slope_kib_per_request": record.Spread.of([slope.estimate for slope in slopes]),
+        "intervals": [dataclasses.asdict(slope) for slope in slopes],
+        "first_mib": record.Spread.of(firsts),
+        "last_mib": record.Spread.of(lasts),
+    }
+    reached = {GROWTH: record.Spread.of([slope.certain_growth for slope in slopes])}
+    return command.outcome_of("memory", SEED, reached, row, num_requests=num_requests)
+
+
+def make_small(directory: Path) -> Path:
+    """The tiny sizes with a short window, so that requests are quick; answers run to their last token."""
+    config = SpeechLLMConfig.tiny(VOCAB_SIZE)
+    whisper = dataclasses.replace(config.whisper, max_source_positions=50 * WINDOW_S)
+    llama = dataclasses.replace(config.llama, suppress_token_ids=(0, config.llama.eos_token_id))
+    make_tiny(directory, dataclasses.replace(config, whisper=whisper, llama=llama, window_seconds=WINDOW_S))
+    return directory
+
+
+async def resident_kib(model: Path, num_requests: int) -> list[float]:
+    """Resident memory of a new server after every EVERY requests."""
+    make = QuestionMaker(Tokenizer(model / TOKENIZER_FILE).encode, SHAPE, SEED)
+    prompts = [make.instruction() for _ in range(NUM_INSTRUCTIONS)]
+    samples = []
+    port = free_port()
+    flags = ["--model", str(model), "--http-port", str(port)]
+    with Served(["benchmarks.bounded_server", *flags], port, "/readyz") as server:
+        side = WavllmSide(server.url, SHAPE.answer_tokens)
+        try:
+            for begin in range(0, num_requests, EVERY):
+                numbers = range(begin, begin + EVERY)
+                await ask(side, [make.about(make.clip(), prompts[n % NUM_INSTRUCTIONS]) for n in numbers])
+                samples.append(tree_kib(server.process.pid))
+        finally:
+            await side.aclose()
+    return samples
+
+
+def tree_kib(pid: int) -> float:
+    """Resident memory of a process and all that it started."""
+    parent = psutil.Process(pid)
+    return sum(one.memory_info().rss for one in (parent, *parent.children(recursive=True))) / 1024
+
+
+def slope_of(samples: Sequence[float], every: int = 1, seed: int = SEED) -> Slope:
+    """The slope a request of samples that lie `every` requests apart, with its interval."""
+    y = np.asarray(samples, dtype=np.float64)
+    estimate, fitted = _fit(y)
+    residuals = y - fitted
+    generator = np.random.default_rng(seed)
+    block = min(BLOCK, len(y))
+    starts = generator.integers(0, len(y) - block + 1, (NUM_RESAMPLES, -(-len(y) // block)))
+    order = (starts[:, :, None] + np.arange(block)).reshape(NUM_RESAMPLES, -1)[:, : len(y)]
+    slopes = [_fit(fitted + residuals[drawn])[0] for drawn in order]
+    low, high = np.percentile(slopes, [2.5, 97.5])
+    return Slope(estimate / every, float(low) / every, float(high) / every)
+
+
+def _fit(y: npt.NDArray[np.float64]) -> tuple[float, npt.NDArray[np.float64]]:
+    """The least-squares slope a sample, and the line."""
+    x = np.arange(len(y)) - (len(y) - 1) / 2
+    slope = float(x @ y / (x @ x))
+    return slope, y.mean() + slope * x
+
+
+if __name__ == "__main__":
+    command.run(__doc__, "memory", memory, REPETITIONS)
