@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from model.audio_encoder import AudioEncoder
 from model.audio_features import AudioFeatures
@@ -61,10 +61,11 @@ def extract_whisper(config: SpeechLLMConfig, state: State, device: torch.device,
     extract(state, "whisper", WhisperEncode(encoder, AudioFeatures(config), device), workers)
 
 
-def extract_wavlm(encoder: AudioEncoder, state: State, device: torch.device, workers: int = 0) -> None:
+def extract_wavlm(
+    encoder: AudioEncoder, config: SpeechLLMConfig, state: State, device: torch.device, workers: int = 0
+) -> None:
     """Encode what is missing with the WavLM that the acoustic stage trained."""
-    # From the CPU, for not every machine can hand CUDA memory to another process.
-    extract(state, "wavlm", WavLMEncode(encoder.cpu(), device), workers)
+    extract(state, "wavlm", WavLMEncode.of(encoder, config, device), workers)
 
 
 @dataclass
@@ -82,14 +83,31 @@ class WhisperEncode:
 
 @dataclass
 class WavLMEncode:
-    """Waves -> WavLM's states, in whichever process it is called."""
+    """Waves -> WavLM's states, in whichever process it is called.
 
-    encoder: AudioEncoder
+    It travels as weights by name: transformers' weight norm cannot be pickled, and not every machine can hand
+    CUDA memory to another process.
+    """
+
+    config: SpeechLLMConfig
+    weights: dict[str, Tensor]
     device: torch.device
+
+    @classmethod
+    def of(cls, encoder: AudioEncoder, config: SpeechLLMConfig, device: torch.device) -> WavLMEncode:
+        """With the weights of an encoder."""
+        return cls(config, {name: value.cpu() for name, value in encoder.state_dict().items()}, device)
+
+    @cached_property
+    def encoder(self) -> AudioEncoder:
+        """The encoder again, in this process."""
+        encoder = AudioEncoder(self.config)
+        encoder.load_state_dict(self.weights)
+        return encoder.eval().to(self.device)
 
     def __call__(self, waves: list[np.ndarray]) -> list[np.ndarray]:
         """See `wavlm_features`."""
-        return wavlm_features(self.encoder.to(self.device), waves)
+        return wavlm_features(self.encoder, waves)
 
 
 def extract(state: State, what: str, encode: Encode, workers: int = 0) -> None:

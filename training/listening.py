@@ -65,7 +65,7 @@ COUNTED = 4.0
 MASKED_FRAMES = 8
 ABLATED = 0.5
 """Share of clips with a stretch of silence cut into what Whisper heard."""
-ADAPTER_RATE = 0.03
+ADAPTER_RATE = 0.15
 """Of the prompt adapter. A step of 1e-3 in all its weights moves a scale by 0.3, and these end at 3."""
 STRAY = 0.3
 """Weight of scales' distance from their bounds."""

@@ -84,7 +84,7 @@ def acoustic(run: Run) -> None:
     _, config = open_encoder(run.recipe, run.state)
     encoder = new_model(config, run.recipe.seed).audio_encoder.to(run.device)
     run.train(AcousticStage(encoder, run.recipe, run.state, run.device))
-    extract_wavlm(encoder.eval(), run.state, run.device, run.loaders)
+    extract_wavlm(encoder, config, run.state, run.device, run.loaders)
 
 
 def align(run: Run) -> None:

@@ -25,7 +25,7 @@ from tests.model.reference import answer_alone, next_logits
 from training.batch import Item, Ragged, pack
 from training.corpus import PEAK, ClipRecord
 from training.dataset import Dataset, epoch_order
-from training.features import extract, wavlm_features, whisper_features
+from training.features import WhisperEncode, extract, extract_wavlm, wavlm_features, whisper_features
 from training.language import BLANK, CopyStage, LanguageStage, simulate
 from training.listening import JointStage, SingleStage, turns_of
 from training.loop import Clock, make_optimizer, rate, read, restore, save, take_step, train, trainable
@@ -357,6 +357,28 @@ def test_batches_of_other_processes_are_the_same(
     train(elsewhere, State(tmp_path / "elsewhere"), loaders=2)
     for name, weight in trainable(here.trained).items():
         assert torch.equal(weight, trainable(elsewhere.trained)[name]), name
+
+
+def test_features_made_by_other_processes_are_the_same(tmp_path: Path) -> None:
+    """Each worker builds its encoders again from what travels to it."""
+    model = new_model(small_config(), 1).eval()
+    here, elsewhere = State(tmp_path / "here"), State(tmp_path / "elsewhere")
+    write_clips(here, model)
+    speech = elsewhere.shards("speech", "train")
+    speech.mkdir(parents=True)
+    for shard in ("00000", "00001"):
+        for suffix in (".npy", ".jsonl"):
+            source = here.shards("speech", "train") / f"00000{suffix}"
+            (speech / f"{shard}{suffix}").write_bytes(source.read_bytes())
+    cpu = torch.device("cpu")
+    whisper = WhisperEncode(model.audio_encoder.whisper, model.features, cpu)
+    extract(elsewhere, "whisper", whisper, workers=2)
+    extract_wavlm(model.audio_encoder, small_config(), elsewhere, cpu, workers=2)
+    for what in ("whisper", "wavlm"):
+        made = np.load(here.shards(what, "train") / "00000.npy")
+        for shard in ("00000", "00001"):
+            again = np.load(elsewhere.shards(what, "train") / f"{shard}.npy")
+            np.testing.assert_allclose(again, made, atol=2e-3)
 
 
 def test_the_rate_rises_and_falls() -> None:
