@@ -137,9 +137,11 @@ async def test_64_uploads_at_once(busy: ServerProcess, share_of_grpc: float) -> 
     assert set(codes) <= {"ok", "overloaded", "deadline_exceeded"}, codes
     assert codes["ok"] >= 1  # how many more before their deadline is up to the machine
     assert codes["overloaded"] >= NUM_CLIENTS // 2
-    accepted = NUM_CLIENTS - codes["overloaded"]
+    # On a slow machine some wait longer in the queue than they may, after they were accepted.
+    waited = counted.get("requests_failed_total/overloaded", 0)
+    accepted = NUM_CLIENTS - codes["overloaded"] + waited
     assert counted["requests_accepted_total"] == accepted
-    assert counted["requests_rejected_total/overloaded"] == codes["overloaded"]
+    assert counted["requests_rejected_total/overloaded"] == codes["overloaded"] - waited
     assert counted["request_success_total/length"] == codes["ok"]
     assert counted.get("requests_failed_total/deadline_exceeded", 0) == codes["deadline_exceeded"]
     assert counted["audio_decode_seconds_count"] == accepted, "a refused clip was decoded"
