@@ -23,6 +23,17 @@ class PromptAdapter(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """hidden: [n, D], all tokens of one instruction before the final norm -> s [D], 0 to max_scale."""
+        return self.bounded(self.pooled(hidden))
+
+    def pooled(self, hidden: Tensor, inside: Tensor | None = None) -> Tensor:
+        """hidden: [..., n, D] -> [..., D], s before its bounds. inside: [..., n] bool, tokens that count."""
         z = self.fc2(F.gelu(self.fc1(hidden)))
-        pooled: Tensor = (self.attention(z).softmax(dim=0) * z).sum(dim=0)
+        attention = self.attention(z)
+        if inside is not None:
+            attention = attention.masked_fill(~inside[..., None], float("-inf"))
+        pooled: Tensor = (attention.softmax(dim=-2) * z).sum(dim=-2)
+        return pooled
+
+    def bounded(self, pooled: Tensor) -> Tensor:
+        """Any shape -> the same, held between 0 and max_scale."""
         return pooled.relu().clamp(max=self.max_scale)

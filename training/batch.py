@@ -147,7 +147,7 @@ def pack(items: Sequence[Item]) -> Packed:
         positions=torch.tensor(positions),
         item=torch.tensor([i for i, length in enumerate(lengths) for _ in range(length)]),
         audio_rows=torch.tensor(audio_rows, dtype=torch.long),
-        slots=torch.tensor([i * longest + j for i, length in enumerate(lengths) for j in range(length)]),
+        slots=slots_of(lengths),
         blocks=torch.tensor(padded),
         rows=torch.tensor(rows),
         targets=torch.tensor(targets),

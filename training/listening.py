@@ -382,10 +382,9 @@ class JointStage(ListeningStage):
         """Each instruction's scale from the adapter; spread: of a channel's scales between instructions."""
         assert batch.adapter is not None
         raw = raw_scales(self.model, batch.adapter)
-        most = self.model.prompt_adapter.max_scale
-        scale = raw.clamp(0, most)
+        scale = self.model.prompt_adapter.bounded(raw)
         figures = self.figures(batch, scale)
-        figures["loss"] = figures["loss"] + STRAY * stray(raw, most)
+        figures["loss"] = figures["loss"] + STRAY * stray(raw, self.model.prompt_adapter.max_scale)
         return {**figures, "spread": scale.detach().std(dim=0).mean()}
 
     def _task(self, clip: Heard, rng: random.Random) -> str:

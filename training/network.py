@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from model.audio_encoder import AudioEncoder, Branch
 from model.config import SpeechLLMConfig
-from model.prompt_adapter import PromptAdapter
 from model.speech_llm import SpeechLLM
 from training.batch import MaskedAttention, Packed, Ragged, visible
 
@@ -220,7 +219,7 @@ def turn_labels(count: int, turns: Sequence[Turn]) -> Tensor:
 
 def prompt_scales(model: SpeechLLM, instructions: Ragged) -> Tensor:
     """Adapter ids [tokens] of B instructions -> their scales [B, D]; the LLaMA is read with the LoRA off."""
-    return raw_scales(model, instructions).clamp(0, model.prompt_adapter.max_scale)
+    return model.prompt_adapter.bounded(raw_scales(model, instructions))
 
 
 def raw_scales(model: SpeechLLM, instructions: Ragged) -> Tensor:
@@ -234,18 +233,7 @@ def raw_scales(model: SpeechLLM, instructions: Ragged) -> Tensor:
     attend = MaskedAttention(instructions.slots, causal)
     with torch.no_grad():
         hidden = model.llama.run(model.llama.embed_tokens(instructions.rows), positions, None, attend)
-    return pooled(model.prompt_adapter, replace(instructions, rows=hidden).padded(), inside)
-
-
-def pooled(adapter: PromptAdapter, hidden: Tensor, inside: Tensor) -> Tensor:
-    """`PromptAdapter` over several instructions at once, but for its bounds.
-
-    hidden: [B, L, D]. inside: [B, L] bool -> [B, D].
-    """
-    z = adapter.fc2(F.gelu(adapter.fc1(hidden)))
-    attention = adapter.attention(z).masked_fill(~inside[..., None], float("-inf")).softmax(dim=1)
-    out: Tensor = (attention * z).sum(dim=1)
-    return out
+    return model.prompt_adapter.pooled(replace(instructions, rows=hidden).padded(), inside)
 
 
 def stray(raw: Tensor, max_scale: float) -> Tensor:
