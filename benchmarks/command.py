@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks import record, sizes
+from benchmarks.peers.arms import note
 from benchmarks.peers.targets import Outcome, figures_of
 from benchmarks.peers.waiting import restart_passive
 
@@ -37,6 +39,41 @@ def run_on_model(description: str | None, results: str, measure: MeasureModel, r
     _finish(measure(open_model(options.model), options.repetitions), results, options.output)
 
 
+def workload_parser(description: str | None, results: str, names: Iterable[str]) -> argparse.ArgumentParser:
+    """Options of a command that measures several workloads: which, on what model, written where."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("workload", nargs="*", help=f"of {', '.join(names)}; all unless given")
+    parser.add_argument("--model", default="middle", help=f"{' or '.join(sizes.MODELS)}, or a directory")
+    parser.add_argument("--output", type=Path, default=record.RESULTS, help=f"folder of {results}.jsonl")
+    return parser
+
+
+def run_workloads(
+    parser: argparse.ArgumentParser,
+    results: str,
+    names: Collection[str],
+    measure: Callable[[str, Path, argparse.Namespace], Outcome],
+    table: Callable[[Sequence[Outcome]], str],
+) -> None:
+    """Measure the workloads asked for, append a row for each, print; exits with 1 if a target is missed.
+
+    measure: a workload's name, the model directory and the options -> what came of it. SIGTERM ends it like
+    an error, and with it the processes that it started.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    options = parser.parse_args()
+    if unknown := set(options.workload) - set(names):
+        parser.error(f"no such workload: {', '.join(sorted(unknown))}")
+    model = open_model(options.model)
+    outcomes = []
+    for name in options.workload or names:
+        note(name)
+        outcomes.append(measure(name, model, options))
+        record.append(results, outcomes[-1].row, options.output)
+    sys.stdout.write(table(outcomes) + "\n")
+    sys.exit(not all(map(_is_met, outcomes)))
+
+
 def _parser(description: str | None, results: str, repetitions: int) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -49,7 +86,11 @@ def _parser(description: str | None, results: str, repetitions: int) -> argparse
 def _finish(outcome: Outcome, results: str, folder: Path) -> None:
     record.append(results, outcome.row, folder)
     sys.stdout.write(table(outcome) + "\n")
-    sys.exit(any(not target.is_met(spread) for target, spread in outcome.reached.items()))
+    sys.exit(not _is_met(outcome))
+
+
+def _is_met(outcome: Outcome) -> bool:
+    return all(target.is_met(spread) for target, spread in outcome.reached.items())
 
 
 def open_model(name: str) -> Path:

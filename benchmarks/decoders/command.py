@@ -10,15 +10,12 @@ target is missed. The peers' environments come from `make bench-env`.
 from __future__ import annotations
 
 import argparse
-import signal
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from benchmarks import record, sizes
+from benchmarks.command import run_workloads, workload_parser
 from benchmarks.decoders import speech, workloads
 from benchmarks.decoders.prompts import Shape
-from benchmarks.peers.arms import note
 from benchmarks.peers.targets import Outcome, figures_of
 
 Measure = Callable[[Path, int, Shape], Outcome]
@@ -56,31 +53,20 @@ def agreed(counts: dict[str, int]) -> str:
 
 def make_parser() -> argparse.ArgumentParser:
     """The command's options."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("workload", nargs="*", help=f"of {', '.join(WORKLOADS)}; all unless given")
-    parser.add_argument("--model", default="middle", help=f"{' or '.join(sizes.MODELS)}, or a directory")
+    parser = workload_parser(__doc__, RESULTS, WORKLOADS)
     parser.add_argument("--repetitions", type=int, default=workloads.REPETITIONS)
-    parser.add_argument("--output", type=Path, default=record.RESULTS, help="folder of decoders.jsonl")
     parser.add_argument("--prompt-tokens", type=int, default=workloads.SHAPE.prompt_tokens)
     parser.add_argument("--answer-tokens", type=int, default=workloads.SHAPE.answer_tokens)
     parser.add_argument("--batches", type=int, nargs="+", default=workloads.SHAPE.batches)
     return parser
 
 
-def main() -> None:
-    """Measure, write, print. SIGTERM ends it like an error, and with it the processes that it started."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    parser = make_parser()
-    options = parser.parse_args()
-    if unknown := set(options.workload) - set(WORKLOADS):
-        parser.error(f"no such workload: {', '.join(sorted(unknown))}")
-    model = sizes.open_size(options.model) if options.model in sizes.MODELS else Path(options.model)
+def measure(name: str, model: Path, options: argparse.Namespace) -> Outcome:
+    """One workload."""
     shape = Shape(options.prompt_tokens, options.answer_tokens, tuple(options.batches))
-    outcomes = []
-    for name in options.workload or WORKLOADS:
-        note(name)
-        done = WORKLOADS[name](model, options.repetitions, shape)
-        record.append(RESULTS, done.row, options.output)
-        outcomes.append(done)
-    sys.stdout.write(table(outcomes) + "\n")
-    sys.exit(any(not target.is_met(spread) for one in outcomes for target, spread in one.reached.items()))
+    return WORKLOADS[name](model, options.repetitions, shape)
+
+
+def main() -> None:
+    """Measure, write, print."""
+    run_workloads(make_parser(), RESULTS, WORKLOADS, measure, table)

@@ -9,10 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Sequence
 from pathlib import Path
-
-import httpx
 
 from benchmarks.decoders.environments import VLLM, python_of, vllm_computing
 from benchmarks.decoders.peers import version_in
@@ -21,50 +18,29 @@ from benchmarks.decoders.weights import derived
 from benchmarks.decoders.workloads import others_busy
 from benchmarks.peers.arms import Arm, alternate, ask, ratios, spreads
 from benchmarks.peers.questions import Shape
-from benchmarks.peers.served import TIMEOUT_S, Served, WavllmSide, free_port, serve_wavllm
+from benchmarks.peers.served import PostingSide, Served, WavllmSide, free_port, serve_wavllm
 from benchmarks.peers.targets import Outcome
 from benchmarks.peers.workloads import REPETITIONS, TTFT_P95, maker, outcome, run
 from server.bench.client import BODIES, PATHS
-from server.bench.types import Api, Exchange, Piece, Question
-from server.bench.types import Outcome as Ended
+from server.bench.types import Api, Piece, Question
 
 SHAPE = Shape()
 DATA = "data: "
 
 
-class VllmSide:
-    """A running vLLM server, asked by OpenAI's chat with an `input_audio` part; close it with `aclose`."""
+class VllmSide(PostingSide):
+    """A running vLLM server, asked by OpenAI's chat with an `input_audio` part."""
 
-    def __init__(self, url: str, num_tokens: int) -> None:
-        self.num_tokens = num_tokens
-        limits = httpx.Limits(max_connections=None)
-        self._client = httpx.AsyncClient(base_url=url, timeout=TIMEOUT_S, limits=limits)
-        self._bodies: dict[str, bytes] = {}
-
-    async def aclose(self) -> None:
-        """Close all connections."""
-        await self._client.aclose()
-
-    def take(self, questions: Sequence[Question]) -> None:
-        """Make the bodies."""
-        self._bodies = {question.id: self._body(question) for question in questions}
+    path = PATHS[Api.OPENAI]
 
     def _body(self, question: Question) -> bytes:
         body = json.loads(BODIES[Api.OPENAI](question, None, self.num_tokens).content)
         return json.dumps(body | {"ignore_eos": True, "return_token_ids": True}).encode()
 
-    async def ask(self, question: Question, leave_after: int | None = None) -> Exchange:
-        """Ask once."""
-        headers = {"content-type": "application/json"}
-        body, pieces = self._bodies[question.id], list[Piece]()
-        async with self._client.stream("POST", PATHS[Api.OPENAI], content=body, headers=headers) as response:
-            if response.status_code != httpx.codes.OK:
-                await response.aread()
-                return Exchange(Ended.FAILED, time.perf_counter(), detail=response.text)
-            async for line in response.aiter_lines():
-                if ids := token_ids(line):
-                    pieces.append(Piece(time.perf_counter(), "", ids))
-        return Exchange(Ended.OK, time.perf_counter(), tuple(pieces), finish_reason="length")
+    def _piece(self, line: str) -> Piece | None:
+        """The tokens of a line that has some."""
+        ids = token_ids(line)
+        return Piece(time.perf_counter(), "", ids) if ids else None
 
 
 def token_ids(line: str) -> tuple[int, ...]:

@@ -10,14 +10,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import signal
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks import record, sizes
+from benchmarks.command import run_workloads, workload_parser
 from benchmarks.peers import reuse, transport, workloads
-from benchmarks.peers.arms import note
 from benchmarks.peers.questions import Shape
 from benchmarks.peers.targets import Outcome, figures_of
 
@@ -62,32 +59,20 @@ def shape_of(options: argparse.Namespace, default: Shape) -> Shape:
 
 def make_parser() -> argparse.ArgumentParser:
     """The command's options."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("workload", nargs="*", help=f"of {', '.join(WORKLOADS)}; all unless given")
-    parser.add_argument("--model", default="middle", help=f"{' or '.join(sizes.MODELS)}, or a directory")
+    parser = workload_parser(__doc__, RESULTS, WORKLOADS)
     parser.add_argument("--repetitions", type=int)
-    parser.add_argument("--output", type=Path, default=record.RESULTS, help="folder of peers.jsonl")
     for field in dataclasses.fields(Shape):
         parser.add_argument(f"--{field.name.replace('_', '-')}", type=type(field.default))
     return parser
 
 
-def main() -> None:
-    """Measure, write, print. SIGTERM ends it like an error, and with it the servers that it started."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    parser = make_parser()
-    options = parser.parse_args()
-    if unknown := set(options.workload) - set(WORKLOADS):
-        parser.error(f"no such workload: {', '.join(sorted(unknown))}")
-    model = sizes.open_size(options.model) if options.model in sizes.MODELS else Path(options.model)
-    outcomes = []
-    for name in options.workload or WORKLOADS:
-        note(name)
-        workload = WORKLOADS[name]
-        repetitions = options.repetitions or workload.repetitions
-        done = workload.measure(model, repetitions, shape_of(options, workload.shape))
-        record.append(RESULTS, done.row, options.output)
-        outcomes.append(done)
-    sys.stdout.write(table(outcomes) + "\n")
-    sys.exit(any(not target.is_met(spread) for one in outcomes for target, spread in one.reached.items()))
+def measure(name: str, model: Path, options: argparse.Namespace) -> Outcome:
+    """One workload, with what the options leave open as it is."""
+    workload = WORKLOADS[name]
+    repetitions = options.repetitions or workload.repetitions
+    return workload.measure(model, repetitions, shape_of(options, workload.shape))
 
+
+def main() -> None:
+    """Measure, write, print."""
+    run_workloads(make_parser(), RESULTS, WORKLOADS, measure, table)

@@ -13,10 +13,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import ClassVar, Self
 
 import httpx
 
@@ -160,8 +161,10 @@ class WavllmSide(HttpAsker):
         self.prepare(questions, model=None, max_tokens=self.num_tokens)
 
 
-class LitServeSide:
-    """A running `litserve_server`; close it with `aclose`."""
+class PostingSide(ABC):
+    """A running server that is asked by POST, with bodies made beforehand; close it with `aclose`."""
+
+    path: ClassVar[str]
 
     def __init__(self, url: str, num_tokens: int) -> None:
         self.num_tokens = num_tokens
@@ -177,25 +180,45 @@ class LitServeSide:
         """Make the bodies."""
         self._bodies = {question.id: self._body(question) for question in questions}
 
+    async def ask(self, question: Question, leave_after: int | None = None) -> Exchange:
+        """Ask once. `_outcome` judges an answer by its pieces."""
+        headers, body = {"content-type": "application/json"}, self._bodies[question.id]
+        async with self._client.stream("POST", self.path, content=body, headers=headers) as response:
+            if response.status_code != httpx.codes.OK:
+                await response.aread()
+                return Exchange(Outcome.FAILED, time.perf_counter(), detail=response.text)
+            read = [self._piece(line) async for line in response.aiter_lines()]
+        pieces = tuple(piece for piece in read if piece is not None)
+        return Exchange(self._outcome(pieces), time.perf_counter(), pieces, finish_reason="length")
+
+    @abstractmethod
+    def _body(self, question: Question) -> bytes:
+        """JSON."""
+
+    @abstractmethod
+    def _piece(self, line: str) -> Piece | None:
+        """What one line of the stream, read now, brought; most bring something."""
+
+    def _outcome(self, pieces: Sequence[Piece]) -> Outcome:
+        """Of a stream that was read to its end."""
+        return Outcome.OK
+
+
+class LitServeSide(PostingSide):
+    """A running `litserve_server`."""
+
+    path = "/predict"
+
     def _body(self, question: Question) -> bytes:
         audio = base64.b64encode(question.clip.data).decode()
         fields = {"audio": audio, "prompt": question.prompt, "max_tokens": self.num_tokens}
         return json.dumps(fields).encode()
 
-    async def ask(self, question: Question, leave_after: int | None = None) -> Exchange:
-        """Ask once. A stream that ends early is a failure; LitServe says no more than that."""
-        headers = {"content-type": "application/json"}
-        body = self._bodies[question.id]
-        async with self._client.stream("POST", "/predict", content=body, headers=headers) as response:
-            if response.status_code != httpx.codes.OK:
-                await response.aread()
-                return Exchange(Outcome.FAILED, time.perf_counter(), detail=response.text)
-            pieces = [_piece(line) async for line in response.aiter_lines()]
-        outcome = Outcome.OK if len(pieces) == self.num_tokens else Outcome.FAILED
-        return Exchange(outcome, time.perf_counter(), tuple(pieces), finish_reason="length")
+    def _piece(self, line: str) -> Piece:
+        """One token."""
+        said = json.loads(line)
+        return Piece(time.perf_counter(), said["text"], (said["token_id"],))
 
-
-def _piece(line: str) -> Piece:
-    """One token, read now."""
-    said = json.loads(line)
-    return Piece(time.perf_counter(), said["text"], (said["token_id"],))
+    def _outcome(self, pieces: Sequence[Piece]) -> Outcome:
+        """A stream that ends early is a failure; LitServe says no more than that."""
+        return Outcome.OK if len(pieces) == self.num_tokens else Outcome.FAILED
