@@ -72,11 +72,14 @@ proto: env ## write server/pb from proto/
 docs: env ## write docs/api.md from /openapi.json and the proto
 	$(BIN)/python -m server.docs_gen
 
+# Files in the order of collection, for those that take longest come first.
+SPREAD := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 test: env lint ## the default checks and tests, under 10 minutes
-	$(BIN)/pytest
+	$(BIN)/pytest $(SPREAD)
 
 test-all: env-train env-ray env-tools bench-env lint ## every test that needs no GPU
-	$(BIN)/pytest -m 'not gpu' --no-skips
+	$(BIN)/pytest -m 'not gpu and not slow' --no-skips $(SPREAD)
+	$(BIN)/pytest -m slow --no-skips
 
 test-gpu: env ## the tests that need a CUDA device
 	$(BIN)/pytest -m gpu --no-header -rA

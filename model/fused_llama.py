@@ -1,9 +1,10 @@
-"""The decoder's forward for CUDA: the same numbers as `Llama.run`, in about a dozen kernels a layer.
+"""The decoder's forward as it is served: the same numbers as `Llama.run`, in about a dozen kernels a layer.
 
 A decode step of one sequence reads every weight once: it is as fast as memory, if little else is done.
-Eager torch launches some forty kernels a layer; here W and the LoRA's A are one product, the rest are the
-kernels of `model.triton_ops`, and a lone row goes through matrix-vector products that carry norm, SwiGLU and
-residual along. Sums are float32 and rounded to the model's dtype less often than eager torch rounds.
+Eager torch makes some forty calls a layer; here W and the LoRA's A are one product, and the rest are the
+kernels of `model.triton_ops` on a GPU, of `model.numba_ops` on a CPU. On a GPU a lone row goes through
+matrix-vector products that carry norm, SwiGLU and residual along, and sums are float32, rounded to the
+model's dtype less often than eager torch rounds.
 """
 
 from __future__ import annotations
@@ -15,27 +16,28 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from model.kv_cache import KVCache
 from model.llama import Block, FlatBatch, Llama, PagedAttention
+from model.prepacked import Weight
 
 Read = Callable[[int, Tensor], Tensor]
 """Attention of one layer's queries [N, H, d] over the cache -> [N, H, d]."""
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+GPU_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+CPU_DTYPES = (torch.float32, torch.float64)
 
 
 @dataclass(frozen=True, slots=True)
 class _Layer:
     """Weights of one layer as the kernels take them: W over A transposed, and B apart."""
 
-    qkv: Tensor
+    qkv: Weight
     qkv_b: Tensor
-    o: Tensor
+    o: Weight
     o_b: Tensor
-    gate_up: Tensor
-    down: Tensor
+    gate_up: Weight
+    down: Weight
     attention_norm: Tensor
     feed_forward_norm: Tensor
     epsilon: float
@@ -48,12 +50,12 @@ class _Layer:
             nothing = linear.weight.data.new_empty(linear.groups, 0, linear.out_features)
             b.append(nothing if linear.merged else linear.lora_B.data)
         return cls(
-            attention.qkv.stacked(),
+            attention.qkv.served(),
             b[0],
-            attention.o.stacked(),
+            attention.o.served(),
             b[1][0],
-            feed_forward.gate_up.weight.data,
-            feed_forward.down.weight.data,
+            Weight.of(feed_forward.gate_up),
+            Weight.of(feed_forward.down),
             block.attention_norm.weight.data,
             block.feed_forward_norm.weight.data,
             float(block.attention_norm.eps or 0.0),
@@ -61,25 +63,34 @@ class _Layer:
 
 
 class FusedLlama:
-    """Wraps a decoder whose weights are loaded, and merged if they are to be. Shares all of them."""
+    """Wraps a decoder whose weights are loaded, and merged and packed if they are to be. Shares all of them.
 
-    def __init__(self, llama: Llama) -> None:
-        from model import triton_ops  # not where there is no Triton
+    ops: the kernels; by the weights' device unless given.
+    """
 
-        self._ops: Any = triton_ops
+    def __init__(self, llama: Llama, ops: Any = None) -> None:
+        self._ops: Any = ops or _ops_for(llama.norm.weight.device)
         self._llama = llama
         self.config = llama.config
         self._layers = [_Layer.of(block) for block in llama.blocks]
+        self._head = Weight.of(llama.lm_head)
+
+    @property
+    def is_for_graphs(self) -> bool:
+        """Whether `decode` can be captured: its kernels are a GPU's."""
+        return bool(self._ops.ON_GPU)
 
     @staticmethod
     def supports(llama: Llama) -> bool:
-        """Whether the kernels can be had (Triton needs a C compiler) and can tile these sizes and dtype."""
+        """Whether there are kernels for this device, these sizes, this dtype. Triton's need a C compiler."""
         config, weight = llama.config, llama.norm.weight
+        if weight.device.type == "cpu":
+            return weight.dtype in CPU_DTYPES
         head = config.head_dim
         fits = head >= 32 and head & (head - 1) == 0 and config.hidden_size % 128 == 0
         compiler = shutil.which("gcc") or shutil.which("clang")
         found = compiler is not None and importlib.util.find_spec("triton") is not None
-        return fits and found and weight.dtype in DTYPES
+        return fits and found and weight.dtype in GPU_DTYPES
 
     def forward(self, batch: FlatBatch, cache: KVCache) -> Tensor:
         """As `Llama.forward`: hidden states [N, D] before the final norm. The batch must carry a scale."""
@@ -110,7 +121,7 @@ class FusedLlama:
     ) -> Tensor:
         """Embeddings x [N, D] -> hidden states [N, D]. positions, slots: [N]. scale: [N, D]."""
         rotary = self._llama.rotary_table(x)
-        step = self._one_row if len(x) == 1 else self._rows
+        step = self._one_row if len(x) == 1 and self._ops.ON_GPU else self._rows
         for index, layer in enumerate(self._layers):
 
             def attend(projected: Tensor, index: int = index, layer: _Layer = layer) -> Tensor:
@@ -126,25 +137,36 @@ class FusedLlama:
     def _one_row(self, x: Tensor, scale: Tensor, layer: _Layer, attend: Callable[[Tensor], Tensor]) -> Tensor:
         """[1, D] -> [1, D]."""
         ops, epsilon = self._ops, layer.epsilon
-        attended = attend(ops.gemv(x, layer.qkv, norm=layer.attention_norm, epsilon=epsilon))
-        x = ops.add_lora(x, ops.gemv(attended, layer.o), layer.o_b, scale)
-        wide = ops.gemv(x, layer.gate_up, norm=layer.feed_forward_norm, epsilon=epsilon, swiglu=True)
-        out: Tensor = ops.gemv(wide, layer.down, residual=x)
+        attended = attend(ops.gemv(x, layer.qkv.plain, norm=layer.attention_norm, epsilon=epsilon))
+        x = ops.add_lora(x, ops.gemv(attended, layer.o.plain), layer.o_b, scale)
+        wide = ops.gemv(x, layer.gate_up.plain, norm=layer.feed_forward_norm, epsilon=epsilon, swiglu=True)
+        out: Tensor = ops.gemv(wide, layer.down.plain, residual=x)
         return out
 
     def _rows(self, x: Tensor, scale: Tensor, layer: _Layer, attend: Callable[[Tensor], Tensor]) -> Tensor:
         """[N, D] -> [N, D]."""
         ops, epsilon = self._ops, layer.epsilon
-        attended = attend(F.linear(ops.norm(x, layer.attention_norm, epsilon), layer.qkv))
-        x = ops.add_lora(x, F.linear(attended, layer.o), layer.o_b, scale)
-        wide = ops.swiglu(F.linear(ops.norm(x, layer.feed_forward_norm, epsilon), layer.gate_up))
-        return x + F.linear(wide, layer.down)
+        attended = attend(layer.qkv.times(ops.norm(x, layer.attention_norm, epsilon)))
+        x = ops.add_lora(x, layer.o.times(attended), layer.o_b, scale)
+        wide = ops.swiglu(layer.gate_up.times(ops.norm(x, layer.feed_forward_norm, epsilon)))
+        return x + layer.down.times(wide)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[R, D] before the final norm -> [R, V]."""
         llama = self._llama
         weight, epsilon = llama.norm.weight.data, float(llama.norm.eps or 0.0)
-        if len(hidden) == 1:
-            one: Tensor = self._ops.gemv(hidden, llama.lm_head.weight.data, norm=weight, epsilon=epsilon)
+        if len(hidden) == 1 and self._ops.ON_GPU:
+            one: Tensor = self._ops.gemv(hidden, self._head.plain, norm=weight, epsilon=epsilon)
             return one
-        return F.linear(self._ops.norm(hidden, weight, epsilon), llama.lm_head.weight.data)
+        return self._head.times(self._ops.norm(hidden, weight, epsilon))
+
+
+def _ops_for(device: torch.device) -> Any:
+    """Imported where they are used: neither Triton nor Numba's compiler is needed elsewhere."""
+    if device.type == "cpu":
+        from model.numba_ops import NumbaOps
+
+        return NumbaOps()
+    from model import triton_ops
+
+    return triton_ops

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-
 import torch
 from torch import Tensor
 
 from model.config import LlamaConfig
-
-GATHERED_BYTES = 2**21
-"""Keys (or values) that one read on a CPU had better not exceed, so that they are still in its cache when
-attention comes to them."""
 
 
 class KVCache:
@@ -47,16 +41,12 @@ class KVCache:
         self.keys[layer].flatten(0, 1).index_copy_(0, slots, key)
         self.values[layer].flatten(0, 1).index_copy_(0, slots, value)
 
-    def read(self, layer: int, pages: Tensor | slice) -> tuple[Tensor, Tensor]:
+    def read(self, layer: int, pages: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of block tables [..., P] as [..., P * page_size, H, d], good until the next read.
-
-        pages: or the slice of a lone sequence's pages, [1, P], that follow one another: they are not copied.
 
         index_select copies whole pages; indexing with `pages` copies number by number, four times slower on
         a CPU. It copies to the same memory again and again: fresh memory would cost more than the copy.
         """
-        if isinstance(pages, slice):
-            return self.keys[layer, pages].flatten(0, 1)[None], self.values[layer, pages].flatten(0, 1)[None]
         shape = (*pages.shape[:-1], -1, *self.keys.shape[-2:])
         size = pages.numel() * self.keys[0, 0].numel()
         if size > len(self._gathered[0]):
@@ -66,24 +56,3 @@ class KVCache:
         torch.index_select(self.keys[layer], 0, pages.flatten(), out=key)
         torch.index_select(self.values[layer], 0, pages.flatten(), out=value)
         return key.view(shape), value.view(shape)
-
-    @staticmethod
-    def as_slice(pages: Tensor) -> slice | None:
-        """What `read` takes for block tables [B, P] on a CPU that are one sequence's and in a row."""
-        if len(pages) != 1 or pages.device.type != "cpu":
-            return None
-        first, *others = pages[0].tolist()
-        stop = first + 1 + len(others)
-        return slice(first, stop) if others == list(range(first + 1, stop)) else None
-
-    def read_together(self, contexts: Sequence[int]) -> Iterator[tuple[int, int, int]]:
-        """Cut rows of so many tokens into runs (start, stop, pages of the longest) that fit one read."""
-        start, width = 0, 0
-        page_bytes = self.keys[0, 0].nbytes
-        for row, context in enumerate(contexts):
-            pages = max(width, -(-context // self.page_size))
-            if row > start and (row + 1 - start) * pages * page_bytes > GATHERED_BYTES:
-                yield start, row, width
-                start, pages = row, -(-context // self.page_size)
-            width = pages
-        yield start, len(contexts), width

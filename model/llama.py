@@ -73,19 +73,6 @@ class Attend(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class DecodePart:
-    """Decoding rows start:stop of a batch, read at once.
-
-    pages: [b, P], or as a slice. mask: [b, 1, 1, S], added to scores.
-    """
-
-    start: int
-    stop: int
-    pages: Tensor | slice
-    mask: Tensor
-
-
 @dataclass(frozen=True)
 class PagedAttention:
     """Attend of serving: writes keys and values of all N tokens first, then reads each sequence's pages.
@@ -128,34 +115,20 @@ class PagedAttention:
         return out.transpose(0, 1)
 
     def _decode(self, layer: int, query: Tensor, rows: DecodeRows) -> Tensor:
-        """One query a sequence. Returns [B, H, d]."""
-        parts = [self._decode_part(layer, query[rows.start :], part) for part in self._decode_parts]
-        return torch.cat(parts) if len(parts) > 1 else parts[0]
-
-    def _decode_part(self, layer: int, query: Tensor, part: DecodePart) -> Tensor:
-        """Contexts padded to the longest and masked. Returns [b, H, d]."""
-        key, value = (t.transpose(1, 2) for t in self.cache.read(layer, part.pages))
-        one = query[part.start : part.stop, :, None]
-        return F.scaled_dot_product_attention(one, key, value, attn_mask=part.mask)[:, :, 0]
+        """One query a sequence, contexts padded to the longest and masked. Returns [B, H, d]."""
+        key, value = (t.transpose(1, 2) for t in self.cache.read(layer, rows.pages))
+        one = query[rows.start :, :, None]
+        return F.scaled_dot_product_attention(one, key, value, attn_mask=self._decode_mask)[:, :, 0]
 
     @cached_property
-    def _decode_parts(self) -> list[DecodePart]:
-        """The same for all layers. On a CPU few rows at a time, each run as wide as its own longest."""
+    def _decode_mask(self) -> Tensor:
+        """[B, 1, 1, S], added to scores; the same for all layers."""
         rows = self.batch.decodes
         assert rows is not None
-        count, width = rows.pages.shape
-        runs = [(0, count, width)]
-        if rows.contexts.device.type == "cpu":
-            runs = list(self.cache.read_together(rows.contexts.tolist()))
-        return [self._decode_run(rows, *run) for run in runs]
-
-    def _decode_run(self, rows: DecodeRows, start: int, stop: int, width: int) -> DecodePart:
-        contexts = rows.contexts[start:stop, None]
-        tokens = torch.arange(width * self.cache.page_size, device=contexts.device)
+        contexts = rows.contexts[:, None]
+        tokens = torch.arange(rows.pages.shape[1] * self.cache.page_size, device=contexts.device)
         mask = torch.zeros_like(tokens, dtype=self.batch.embeddings.dtype).expand(len(contexts), -1)
-        mask = mask.masked_fill(tokens >= contexts, float("-inf"))
-        pages = rows.pages[start:stop, :width]
-        return DecodePart(start, stop, self.cache.as_slice(pages) or pages, mask[:, None, None])
+        return mask.masked_fill(tokens >= contexts, float("-inf"))[:, None, None]
 
 
 class Attention(nn.Module):

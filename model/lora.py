@@ -7,9 +7,10 @@ matrix products and one multiplication, no gather of adapters.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.prepacked import can_pack, pack, product
+from model.prepacked import Weight, can_pack, pack
 
 
 class LoraLinear(nn.Module):
@@ -24,7 +25,7 @@ class LoraLinear(nn.Module):
         self.groups = groups
         self.out_features = out_features
         self.merged = False
-        self.prepacked: Tensor | None = None
+        self._packed: Tensor | None = None
         self._stacked: Tensor | None = None
         self.weight = nn.Parameter(torch.empty(groups * out_features, in_features))
         self.lora_A = nn.Parameter(torch.zeros(groups, in_features, r))
@@ -32,24 +33,28 @@ class LoraLinear(nn.Module):
 
     def forward(self, x: Tensor, scale: Tensor | None) -> Tensor:
         """x: [N, in]. scale: [N, out], or None for no LoRA at all. Returns [N, groups, out]."""
-        y = product(x, self.weight, self.prepacked).view(-1, self.groups, self.out_features)
+        y = F.linear(x, self.weight).view(-1, self.groups, self.out_features)
         if scale is None or self.merged:
             return y
         update = torch.bmm(torch.matmul(x, self.lora_A), self.lora_B)
         return torch.addcmul(y, update.transpose(0, 1), scale[:, None])
 
     def prepack(self, max_bytes: float) -> float:
-        """Have the weight in oneDNN's order too, if `max_bytes` allow it; returns what is left of them."""
-        if not can_pack(self.weight) or self.weight.nbytes > max_bytes:
+        """Have `served` in oneDNN's order too, if `max_bytes` allow it; returns what is left of them."""
+        weight = self._stack()
+        if not can_pack(weight) or weight.nbytes > max_bytes:
             return max_bytes
-        self.prepacked = pack(self.weight)
-        return max_bytes - self.weight.nbytes
+        self._packed = pack(weight)
+        return max_bytes - weight.nbytes
+
+    def served(self) -> Weight:
+        """W and below it all A, transposed, [groups * (out + r), in]: one product for both. Merged weights
+        are W alone. From the first call on the parameters are views of it.
+        """
+        return Weight(self._stack(), self._packed)
 
     @torch.no_grad()
-    def stacked(self) -> Tensor:
-        """W and below it all A, transposed, as one tensor [groups * (out + r), in]: one product for both.
-        From the first call on the parameters are views of it; merged weights are W alone.
-        """
+    def _stack(self) -> Tensor:
         if self.merged:
             return self.weight.data
         if self._stacked is None:
@@ -71,6 +76,6 @@ class LoraLinear(nn.Module):
             update = (self.lora_A[group].double() @ self.lora_B[group].double()) * scale.double()
             weight[group].copy_((weight[group].double() + update.t()).to(weight.dtype))
         self.merged = True
-        self.prepacked = None
+        self._packed = None
         self._stacked = None
         del self.lora_A, self.lora_B

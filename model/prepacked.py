@@ -1,11 +1,13 @@
 """Weights of linear layers laid out once more for oneDNN, which multiplies few rows faster than BLAS.
 
-Only on a CPU and in float32. The plain weights stay: one row alone goes faster through them, and everything
-that reads, merges or writes weights does so there.
+Only on a CPU and in float32. The plain weights stay: a single thread multiplies one row faster through them
+(several do not share that product among them), and everything that reads, merges or writes weights does so
+there.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,12 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 TYPICAL_ROWS = 32
-"""oneDNN picks a layout for a number of rows; this one serves from 2 rows to hundreds."""
+"""oneDNN picks a layout for a number of rows; this one serves from 1 row to hundreds."""
 
 
 def product(x: Tensor, weight: Tensor, packed: Tensor | None, bias: Tensor | None = None) -> Tensor:
     """[..., in] -> [..., out] by weight [out, in]. packed: what `pack` made of it, or None for none."""
-    if packed is None or x.numel() == x.shape[-1]:
+    if packed is None or (x.numel() == x.shape[-1] and torch.get_num_threads() == 1):
         return F.linear(x, weight, bias)
     out: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
     return out
@@ -52,6 +54,23 @@ class PackedLinear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         """[..., in] -> [..., out]."""
         return product(input, self.weight, self.packed, self.bias)
+
+
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """plain: [out, in]. packed: what `pack` made of it, or None for none."""
+
+    plain: Tensor
+    packed: Tensor | None = None
+
+    @classmethod
+    def of(cls, layer: nn.Linear) -> Weight:
+        """That of a layer without bias."""
+        return cls(layer.weight.data, layer.packed if isinstance(layer, PackedLinear) else None)
+
+    def times(self, x: Tensor) -> Tensor:
+        """[..., in] -> [..., out]."""
+        return product(x, self.plain, self.packed)
 
 
 def pack_linears(module: nn.Module, max_bytes: float) -> float:

@@ -117,7 +117,7 @@ def _ways(world: World, rows: list[DecodeRow]) -> dict[str, Any]:
 @torch.inference_mode()
 def measure_products(world: World, rates: Rates) -> dict[str, Any]:
     """GB/s of one row's products, by torch and by the kernel's tile. Weights in turn: no cache helps."""
-    if world.core.runner.fused is None:
+    if world.core.runner.graphs is None:
         return {}
     from model import triton_ops
 

@@ -10,6 +10,7 @@ import torch
 
 from model.checkpoint import load_model
 from model.config import SAMPLE_RATE, ConfigError, SpeechLLMConfig
+from model.fused_llama import FusedLlama
 from model.kv_cache import KVCache
 from model.prompt import adapter_ids, build_prompt
 from model.speech_llm import SpeechLLM
@@ -103,7 +104,8 @@ def assemble(config: EngineConfig, model: SpeechLLM, tokenizer: Tokenizer, sizes
         scales=ResultCache[Sequence](MAX_SCALES),
         clip_token_cost=token_bytes,
     )
-    runner = Runner(model, sizes.num_pages, config.page_size)
+    fused = FusedLlama(model.llama) if FusedLlama.supports(model.llama) else None
+    runner = Runner(model, sizes.num_pages, config.page_size, fused)
     intake = Intake(model.config, tokenizer, max_context, config.merge_prompt)
     info = ModelInfo(
         name=config.served_name or model.config.name,

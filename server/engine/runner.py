@@ -50,19 +50,17 @@ class Runner:
     Tensors live under keys: clips (audio embeddings [n, D]) under the waveform's hash, scales [D] under the
     instruction's hash. Every method belongs to the engine's thread.
 
-    fused: whether forwards go through the fused kernels, which need Triton; None: on CUDA, if it is there.
+    fused: the decoder's kernels; None for plain torch, where there are none.
     """
 
     def __init__(
-        self, model: SpeechLLM, num_pages: int, page_size: int, *, fused: bool | None = None
+        self, model: SpeechLLM, num_pages: int, page_size: int, fused: FusedLlama | None = None
     ) -> None:
         self.model = model
-        if fused is None:
-            fused = model.device.type == "cuda" and FusedLlama.supports(model.llama)
-        self.fused = FusedLlama(model.llama) if fused else None
+        self.fused = fused
         self.graphs: DecodeGraphs | None = None
         # The page after the last is nobody's: rows that pad a captured step write there.
-        self.cache = model.new_cache(num_pages + bool(fused), page_size)
+        self.cache = model.new_cache(num_pages + (fused is not None and fused.is_for_graphs), page_size)
         self.threads = Threads(torch.get_num_threads(), torch.get_num_threads())
         self._encoder_runs: list[EncoderRun] = []
         self._clips: dict[bytes, Tensor] = {}
@@ -71,9 +69,9 @@ class Runner:
 
     def prepare_decodes(self, max_rows: int) -> None:
         """From now on steps that decode alone, up to `max_rows` sequences, are prepared ones: captured graphs
-        on a CUDA device. Nothing changes where there are no fused kernels.
+        on a CUDA device. Nothing changes elsewhere.
         """
-        if self.fused is None:
+        if self.fused is None or not self.fused.is_for_graphs:
             return
         suppressed = self.model.config.llama.suppress_token_ids
         scratch = self.cache.num_pages - 1
@@ -307,7 +305,7 @@ class Runner:
         """Next tokens of the sequences whose last rows are `ends`."""
         if not ends:
             return Results()
-        logits = self.model.logits(hidden[self._index(list(ends.values()))])
+        logits = (self.fused or self.model).logits(hidden[self._index(list(ends.values()))])
         finite = logits.isfinite().all(dim=-1)
         tokens = sample(logits, [self._sampling_row(sequence) for sequence in ends])
         return self._settle(list(ends), tokens, finite.tolist())

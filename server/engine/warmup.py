@@ -17,7 +17,7 @@ from server.types import Accepted, Delta, Failed, GenerateRequest, SamplingParam
 
 ANSWER_TOKENS = 8
 FEWEST_TOKENS = 16
-BIG_STEP_S = 0.05
+BIG_STEP_S = 0.02
 """A decode step so long is all arithmetic: threads help for certain, and another turn would cost seconds."""
 WORTH_IT = 0.8
 """More threads must bring the time below this share of one thread's: an idle machine flatters them, and on a

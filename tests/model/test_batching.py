@@ -18,6 +18,7 @@ from torch import Tensor
 
 from model.checkpoint import load_model
 from model.config import SAMPLE_RATE, SpeechLLMConfig, WhisperEncoderConfig
+from model.fused_llama import FusedLlama
 from model.speech_llm import SpeechLLM
 from model.tiny import make_tiny
 from server.engine.build import Sizes, assemble
@@ -95,7 +96,7 @@ class RecordingRunner(Runner):
     """Keeps the logits that every answered step chose from."""
 
     def __init__(self, model: SpeechLLM, num_pages: int, page_size: int) -> None:
-        super().__init__(model, num_pages, page_size)
+        super().__init__(model, num_pages, page_size, FusedLlama(model.llama))
         self.logits: dict[str, list[Tensor]] = {}
 
     def _sample(self, hidden: Tensor, ends: dict[Sequence, int]) -> Results:

@@ -12,6 +12,7 @@ import torch
 
 from model.checkpoint import load_model
 from model.config import LlamaConfig
+from model.fused_llama import FusedLlama
 from model.speech_llm import SpeechLLM
 from model.tiny import make_tiny
 from model.tokenizer import Tokenizer
@@ -44,6 +45,12 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> Loaded:
     return load_model(directory, DEVICE, torch.float32)
 
 
+def triton(loaded: Loaded) -> FusedLlama:
+    from model import triton_ops
+
+    return FusedLlama(loaded[0].llama, triton_ops)
+
+
 def requests() -> list[GenerateRequest]:
     """Greedy but for the last, of different lengths, clips and instructions."""
     noise = np.random.default_rng(0)
@@ -60,7 +67,7 @@ def requests() -> list[GenerateRequest]:
 def answers(loaded: Loaded, *, fused: bool) -> dict[str, list[int]]:
     """One request joins every two steps; books are checked after each."""
     core = assemble(EngineConfig(Path()), *loaded, Sizes(ROWS, 64, PAGES))
-    core.runner = Runner(loaded[0], PAGES, 16, fused=fused)
+    core.runner = Runner(loaded[0], PAGES, 16, triton(loaded) if fused else None)
     core.encoding = Encoding(core.runner)
     core.runner.prepare_decodes(ROWS)
     ids: dict[str, list[int]] = {}
@@ -85,7 +92,7 @@ def test_joins_and_leaves_change_no_token(loaded: Loaded) -> None:
 
 
 def test_rows_that_pad_touch_no_page_and_a_broken_row_is_told(loaded: Loaded) -> None:
-    runner = Runner(loaded[0], PAGES, 16, fused=True)
+    runner = Runner(loaded[0], PAGES, 16, triton(loaded))
     runner.prepare_decodes(ROWS)
     assert isinstance(runner.graphs, DecodeGraphs)
     scale = torch.zeros(128, device=DEVICE)

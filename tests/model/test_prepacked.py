@@ -1,4 +1,4 @@
-"""Weights in oneDNN's order, and pages read in runs, give what plain weights and single rows give."""
+"""Weights in oneDNN's order give what plain weights give."""
 
 from __future__ import annotations
 
@@ -6,9 +6,6 @@ import pytest
 import torch
 from torch import nn
 
-from model import kv_cache
-from model.config import SpeechLLMConfig
-from model.kv_cache import KVCache
 from model.lora import LoraLinear
 from model.prepacked import PackedLinear, pack_linears
 
@@ -47,26 +44,8 @@ def test_a_merge_is_not_hidden_by_the_packed_weight() -> None:
     x, scale = torch.randn(5, 64), torch.rand(64)
     plain = lora(x, scale.expand(5, -1))
     assert lora.prepack(1e6) < 1e6
+    assert torch.allclose(lora.served().times(x)[:, :192], x @ lora.weight.t(), rtol=0, atol=ATOL)
     assert torch.allclose(lora(x, scale.expand(5, -1)), plain, rtol=0, atol=ATOL)
     lora.merge(scale)
-    assert torch.allclose(lora(x, None), plain, rtol=0, atol=ATOL)
-
-
-def test_runs_of_rows_fit_one_read_and_leave_nothing_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    cache = KVCache(SpeechLLMConfig.tiny(400).llama, 40, 4, torch.float32, torch.device("cpu"))
-    monkeypatch.setattr(kv_cache, "GATHERED_BYTES", 6 * cache.keys[0, 0].nbytes)
-    assert list(cache.read_together([4, 5, 9, 40, 1, 1])) == [(0, 2, 2), (2, 3, 3), (3, 4, 10), (4, 6, 1)]
-    assert list(cache.read_together([3])) == [(0, 1, 1)]
-
-
-def test_pages_in_a_row_are_read_where_they_lie() -> None:
-    cache = KVCache(SpeechLLMConfig.tiny(400).llama, 8, 4, torch.float32, torch.device("cpu"))
-    cache.keys.normal_()
-    cache.values.normal_()
-    tables = torch.tensor([[3, 4, 5]])
-    in_place = cache.as_slice(tables)
-    assert in_place == slice(3, 6)
-    for gathered, seen in zip(cache.read(1, tables), cache.read(1, in_place), strict=True):
-        assert torch.equal(gathered, seen)
-    assert cache.as_slice(torch.tensor([[3, 5, 4]])) is None
-    assert cache.as_slice(torch.tensor([[3], [4]])) is None
+    assert lora.served().packed is None
+    assert torch.allclose(lora.served().times(x).view(5, 3, 64), plain, rtol=0, atol=ATOL)
