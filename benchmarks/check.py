@@ -128,10 +128,21 @@ def _line(target: Target, reached: Mapping[Target, record.Spread], repetitions: 
 def in_a_process(measure: Measure, repetitions: int) -> Outcome:
     """In one of its own: threads, memory and caches are as for the first.
 
-    Raises what it raises, or BrokenProcessPool if it dies.
+    It ends when this process is told to end. Raises what it raises, or BrokenProcessPool if it dies.
     """
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-        return process.submit(measure, repetitions).result()
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, context, initializer=exit_at_sigterm) as process:
+        try:
+            return process.submit(measure, repetitions).result()
+        except (KeyboardInterrupt, SystemExit):
+            for child in multiprocessing.active_children():
+                child.terminate()
+            raise
+
+
+def exit_at_sigterm() -> None:
+    """Let SIGTERM end this process in good order, servers that it started included."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
 
 def run(
@@ -161,7 +172,7 @@ def verdict(lines: Sequence[Line], expected: Sequence[Target]) -> bool:
 def main() -> None:
     """Check, print, exit."""
     restart_passive()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    exit_at_sigterm()
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -35,6 +35,9 @@ CORPUS = (
 )
 GAINS = {"whisper.embed_positions.weight": 0.02, "lora_A": 0.3, "lora_B": 0.3, "lm_head": 0.35}
 """Standard deviations where the usual 1 / sqrt(inputs) would not do."""
+LORA_INPUTS = {"lora_A": 128, "lora_B": 8}
+"""Inputs at which those of the LoRA hold. With more its weights are smaller in proportion: attention whose
+scores are in the hundreds would answer by rounding alone."""
 
 
 def make_tiny(directory: Path, config: SpeechLLMConfig | None = None, seed: int = SEED) -> SpeechLLMConfig:
@@ -80,7 +83,9 @@ def _random(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Te
         return noise * 0.02
     gain = next((gain for part, gain in GAINS.items() if part in name), None)
     fan_in = torch.Size(shape[1:]).numel()
-    return noise * (gain if gain is not None else fan_in**-0.5)
+    noise *= gain if gain is not None else fan_in**-0.5
+    inputs = next((inputs for part, inputs in LORA_INPUTS.items() if part in name), None)
+    return noise if inputs is None else noise * (inputs / shape[0])
 
 
 if __name__ == "__main__":

@@ -5,9 +5,15 @@ from __future__ import annotations
 import importlib
 import math
 import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import psutil
 import pytest
 
 from benchmarks import check
@@ -16,6 +22,7 @@ from benchmarks.command import Measure
 from benchmarks.peers.targets import Outcome, Target
 from benchmarks.record import Spread
 
+ROOT = Path(__file__).resolve().parents[2]
 MORE, LESS = Target("more", 2.0), Target("less", 2.0, at_least=False)
 BOTH = (MORE, LESS)
 GOOD = {MORE: Spread.of([2.0, 3.0, 4.0]), LESS: Spread.of([0.5, 1.0, 1.5])}
@@ -97,6 +104,24 @@ def test_a_measurement_whose_process_dies_fails(tmp_path: Path) -> None:
     (line, _) = run([Check("one", "rows", dying, BOTH)], 3, tmp_path)
     assert "BrokenProcessPool" in str(line)
     assert not line.is_met
+
+
+@pytest.mark.slow
+def test_sigterm_ends_the_measurement_too(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks.check", "scheduling", "--repetitions", "1000"]
+    with subprocess.Popen([*command, "--output", tmp_path], cwd=ROOT) as checking:
+        wait_for(lambda: len(psutil.Process(checking.pid).children()) > 1)
+        measuring = psutil.Process(checking.pid).children(recursive=True)
+        checking.terminate()
+        assert checking.wait(30) == 128 + signal.SIGTERM
+    assert psutil.wait_procs(measuring, 10)[1] == []
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 def test_a_target_without_a_line_fails() -> None:
