@@ -56,6 +56,8 @@ class ServerProcess:
     ) -> None:
         if self.process.poll() is None:
             self.stop()
+        else:
+            self._end_log()
 
     @property
     def url(self) -> str:
@@ -94,10 +96,13 @@ class ServerProcess:
         """Send the signal; the exit code."""
         self.process.send_signal(signal_number)
         code = self.process.wait(START_S)
+        self._end_log()
+        return code
+
+    def _end_log(self) -> None:
         self._reader.join()
         assert self.process.stdout is not None
         self.process.stdout.close()
-        return code
 
     def _read_log(self) -> None:
         assert self.process.stdout is not None
