@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import multiprocessing
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,7 +18,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from benchmarks import memory, record, scheduling, sizes, stalls, startup
-from benchmarks.command import Measure
+from benchmarks.command import Measure, exit_at_sigterm
 from benchmarks.decoders import command as decoders
 from benchmarks.decoders import targets as alone
 from benchmarks.decoders import workloads
@@ -138,11 +137,6 @@ def in_a_process(measure: Measure, repetitions: int) -> Outcome:
             for child in multiprocessing.active_children():
                 child.terminate()
             raise
-
-
-def exit_at_sigterm() -> None:
-    """Let SIGTERM end this process in good order, servers that it started included."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
 
 def run(

@@ -60,7 +60,7 @@ def run_workloads(
     measure: a workload's name, the model directory and the options -> what came of it. SIGTERM ends it like
     an error, and with it the processes that it started.
     """
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    exit_at_sigterm()
     options = parser.parse_args()
     if unknown := set(options.workload) - set(names):
         parser.error(f"no such workload: {', '.join(sorted(unknown))}")
@@ -72,6 +72,11 @@ def run_workloads(
         record.append(results, outcomes[-1].row, options.output)
     sys.stdout.write(table(outcomes) + "\n")
     sys.exit(not all(map(_is_met, outcomes)))
+
+
+def exit_at_sigterm() -> None:
+    """Let SIGTERM end this process in good order, servers that it started included."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
 
 def _parser(description: str | None, results: str, repetitions: int) -> argparse.ArgumentParser:

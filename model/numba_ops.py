@@ -61,16 +61,17 @@ class NumbaOps:
         tables: [B, P] integers. contexts: [B] integers, at least 1. Gives [B, H, d].
         """
         batch, heads, width = query.shape
-        weights = query.new_empty(batch, heads, int(contexts.max()))
+        lengths = contexts.numpy()
+        weights = query.new_empty(batch, heads, int(lengths.max()))
         out = torch.empty_like(query)
         arrays = [
             (query * width**-0.5).numpy(),
             keys.numpy(),
             values.numpy(),
             tables.numpy(),
-            contexts.numpy(),
+            lengths,
         ]
-        read = 2 * int(contexts.sum()) * heads * width * query.itemsize
+        read = 2 * int(lengths.sum()) * heads * width * query.itemsize
 
         def attend(first: int, last: int) -> None:
             kernels.attend(*arrays, first, last, weights.numpy(), out.numpy())
