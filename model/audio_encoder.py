@@ -22,8 +22,9 @@ from torch.nn.utils.parametrize import remove_parametrizations
 from model.audio_features import ClipFeatures
 from model.config import BranchConfig, SpeechLLMConfig
 from model.pieces import Pieces, finish, pauses
-from model.wavlm_encoder import WavLMFrontEnd, WavLMTransformer, build_wavlm
-from model.whisper_encoder import build_whisper, encode_windows
+from model.wavlm_encoder import WavLMFrontEnd, WavLMTransformer
+from model.wavlm_modules import WavLM
+from model.whisper_encoder import WhisperEncoder, encode_windows
 
 
 class Bottleneck(nn.Module):
@@ -70,8 +71,8 @@ class AudioEncoder(nn.Module):
 
     def __init__(self, config: SpeechLLMConfig) -> None:
         super().__init__()
-        self.whisper = build_whisper(config.whisper)
-        self.wavlm = build_wavlm(config.wavlm)
+        self.whisper = WhisperEncoder(config.whisper)
+        self.wavlm = WavLM(config.wavlm)
         self.wavlm_layer_weights = nn.Parameter(torch.ones(config.wavlm.num_hidden_layers + 1))
         self.whisper_branch = Branch(config.whisper.d_model, config.whisper_branch)
         self.wavlm_branch = Branch(config.wavlm.hidden_size, config.wavlm_branch)

@@ -1,21 +1,22 @@
 """Waveform -> log-mel windows for Whisper, and the raw wave for WavLM (paper, section 3.1).
 
-Both feature extractors are transformers' own, so that the numbers are the published ones. On a GPU the
-log-mel windows are computed there, tested equal: on the host they take longer than both encoders there.
+The numbers are those of transformers' feature extractors, which are not imported here: that takes a second.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import WhisperFeatureExtractor
 
 from model.config import MEL_HOP, SAMPLE_RATE, SpeechLLMConfig
+
+N_FFT = 400
+MEL_LINEAR_HZ, MEL_LINEAR = 1000.0, 15.0
+"""Slaney's mel scale is linear up to here, in steps of 66.7 Hz, then 27 steps for a factor of 6.4."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,49 +34,55 @@ class ClipFeatures:
 
 
 class AudioFeatures:
-    """Turns clips into encoder inputs, in float32."""
+    """Turns clips into encoder inputs, in float32, where the clip is."""
 
     def __init__(self, config: SpeechLLMConfig) -> None:
         self._window_samples = config.window_samples
         self._normalize = config.wavlm_do_normalize
-        self._mel: Tensor | None = None
-        build: Any = WhisperFeatureExtractor
-        self._extractor = build(
-            feature_size=config.whisper.num_mel_bins,
-            sampling_rate=SAMPLE_RATE,
-            hop_length=MEL_HOP,
-            chunk_length=config.window_seconds,
-        )
+        self._mel = mel_filters(config.whisper.num_mel_bins).astype(np.float32)
 
     def __call__(self, waveform: Tensor) -> ClipFeatures:
         """waveform: [T] float32 at 16 kHz, T > 0."""
-        if waveform.is_cuda:
-            log_mel = self.log_mel_by_torch(waveform)
-        else:
-            windows = [window.numpy() for window in torch.split(waveform, self._window_samples)]
-            log_mel = torch.cat([self._log_mel(window) for window in windows])
+        windows = torch.split(waveform, self._window_samples)
+        log_mel = torch.stack([self._log_mel(window) for window in windows])
         frames = -(-min(len(waveform), self._window_samples) // MEL_HOP)
         return ClipFeatures(log_mel, self._wave(waveform), (frames - 1) // 2 + 1)
 
-    def log_mel_by_torch(self, waveform: Tensor) -> Tensor:
-        """All windows [W, mel bins, frames] of waveform [T], computed where it is."""
-        samples, device = self._window_samples, waveform.device
-        count = -(-len(waveform) // samples)
-        windows = F.pad(waveform, (0, count * samples - len(waveform))).view(count, samples)
-        if self._mel is None or self._mel.device != device:
-            self._mel = torch.from_numpy(self._extractor.mel_filters.T).to(device, torch.float32)
-        hann = torch.hann_window(self._extractor.n_fft, device=device)
-        bins = torch.stft(windows, len(hann), MEL_HOP, window=hann, return_complex=True)[..., :-1]
-        log_mel = (self._mel @ bins.abs().square()).clamp(min=1e-10).log10()
-        return (torch.maximum(log_mel, log_mel.amax(dim=(1, 2), keepdim=True) - 8.0) + 4.0) / 4.0
-
-    def _log_mel(self, window: np.ndarray) -> Tensor:
-        """[1, mel bins, frames] of one window, padded with silence to its full length."""
-        features = self._extractor(window, sampling_rate=SAMPLE_RATE, return_tensors="np")
-        return torch.from_numpy(features["input_features"])
+    def _log_mel(self, window: Tensor) -> Tensor:
+        """[mel bins, frames] of one window, padded with silence to its full length."""
+        padded = F.pad(window, (0, self._window_samples - len(window)))
+        hann = torch.hann_window(N_FFT, device=window.device)
+        mel = torch.as_tensor(self._mel, device=window.device)
+        bins = torch.stft(padded, N_FFT, MEL_HOP, window=hann, return_complex=True)[:, :-1]
+        log_mel = (mel @ bins.abs().square()).clamp(min=1e-10).log10()
+        return (torch.maximum(log_mel, log_mel.max() - 8.0) + 4.0) / 4.0
 
     def _wave(self, waveform: Tensor) -> Tensor:
         """The wave as WavLM reads it; the constants are those of transformers' Wav2Vec2FeatureExtractor."""
         if not self._normalize:
             return waveform
         return (waveform - waveform.mean()) / torch.sqrt(waveform.var(unbiased=False) + 1e-7)
+
+
+def mel_filters(num_bins: int) -> np.ndarray:
+    """Triangular filters [num_bins, N_FFT // 2 + 1], each of area 2 over Hz: mel bins of a power spectrum.
+
+    Slaney's (Auditory Toolbox, 1998), as Whisper was trained with; tested against transformers and librosa.
+    """
+    highest = SAMPLE_RATE / 2
+    corners = _mel_to_hz(np.linspace(0.0, _hz_to_mel(highest), num_bins + 2))
+    widths = np.diff(corners)[:, None]
+    apart = corners[:, None] - np.linspace(0.0, highest, N_FFT // 2 + 1)
+    triangles = np.minimum(-apart[:-2] / widths[:-1], apart[2:] / widths[1:]).clip(min=0.0)
+    filters: np.ndarray = triangles * (2.0 / (corners[2:] - corners[:-2]))[:, None]
+    return filters
+
+
+def _hz_to_mel(hz: float) -> float:
+    """Of a frequency above the linear part."""
+    return MEL_LINEAR + 27.0 * float(np.log(hz / MEL_LINEAR_HZ) / np.log(6.4))
+
+
+def _mel_to_hz(mel: np.ndarray) -> np.ndarray:
+    linear = mel * MEL_LINEAR_HZ / MEL_LINEAR
+    return np.where(mel < MEL_LINEAR, linear, MEL_LINEAR_HZ * 6.4 ** ((mel - MEL_LINEAR) / 27.0))

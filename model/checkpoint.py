@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from model.checkpoint_format import TOKENIZER_FILE, CheckpointError, Progress, open_tensors
 from model.config import PROJECTIONS, SpeechLLMConfig
@@ -34,14 +38,34 @@ def load_model(
 
 def empty_model(config: SpeechLLMConfig, device: torch.device, dtype: torch.dtype) -> SpeechLLM:
     """The modules with room for their weights, values undefined but for LoRA, which is zero."""
-    with torch.device("meta"):
+    with torch.device(device), _default(dtype), _NoFirstWeights():
         model = SpeechLLM(config)
-    model = model.to(dtype).to_empty(device=device)
     for layer in model.llama.blocks:
         for linear in (layer.attention.qkv, layer.attention.o):
             torch.nn.init.zeros_(linear.lora_A)
             torch.nn.init.zeros_(linear.lora_B)
     return model
+
+
+@contextmanager
+def _default(dtype: torch.dtype) -> Iterator[None]:
+    """What modules are made of inside the block."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+class _NoFirstWeights(TorchFunctionMode):
+    """Leaves out torch.nn.init. (To build on "meta" instead would import torch._dynamo, which takes 2 s.)"""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == torch.nn.init.__name__:
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)
 
 
 @torch.no_grad()

@@ -1,8 +1,7 @@
 """Names and shapes of every tensor that a model directory holds.
 
 The encoders keep the names of transformers' `WhisperEncoder` and `WavLMModel`; a test builds both modules
-and compares. They are spelled out here so that neither conversion nor a look at a directory has to import
-transformers, which would cost more memory than a small checkpoint.
+and compares.
 
 The rotary layout of `llama.*` is Meta's: channels 2i and 2i + 1 of a head form a pair.
 """
@@ -24,7 +23,7 @@ Shape = tuple[int, ...]
 Shapes = dict[str, Shape]
 
 GATE_UNITS = 8
-"""Outputs of WavLM's gate on its relative position bias, two groups of four; fixed by its code."""
+"""Outputs of WavLM's gate on its relative position bias, two groups of four; fixed by the published code."""
 
 
 def expected_tensors(config: SpeechLLMConfig) -> Shapes:

@@ -64,6 +64,10 @@ class WavLMEncoderConfig:
     do_stable_layer_norm: bool = False
     layer_norm_eps: float = 1e-5
 
+    def __post_init__(self) -> None:
+        _one_of("wavlm.feat_extract_norm", self.feat_extract_norm, ("group", "layer"))
+        _one_of("wavlm.feat_extract_activation", self.feat_extract_activation, ("gelu",))
+
 
 @dataclass(frozen=True, slots=True)
 class BranchConfig:
@@ -278,6 +282,11 @@ class SpeechLLMConfig:
             name=name,
             random_weights=True,
         )
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ConfigError(f"{name}: {value!r} is not one of: {', '.join(allowed)}")
 
 
 def subsampled_length(frames: int) -> int:

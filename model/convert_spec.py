@@ -24,7 +24,6 @@ DEFAULT_WINDOW_SECONDS = 30
 NUM_CONVOLUTIONS = 7
 """Of WavLM's front end where the specification lists none."""
 DEFAULT_ROPE = "default"
-FEATURE_NORMS = ("group", "layer")
 SECTIONS = frozenset(("whisper", "wavlm", "llama", "lora", "prompt_adapter", "feature_extractors"))
 
 
@@ -111,9 +110,6 @@ def _section(spec: Fields, name: str) -> Any:
 
 def _wavlm_fields(section: Any) -> Fields:
     fields = WAVLM.pick(section, "wavlm")
-    norm = fields.get("feat_extract_norm", FEATURE_NORMS[0])
-    if norm not in FEATURE_NORMS:
-        raise ConfigError(f"wavlm.feat_extract_norm: {norm!r} is not one of {', '.join(FEATURE_NORMS)}")
     _check_heads(fields, "hidden_size", "num_attention_heads", "wavlm")
     lists = [fields.get(name, [0] * NUM_CONVOLUTIONS) for name in ("conv_dim", "conv_kernel", "conv_stride")]
     if len({len(value) for value in lists if isinstance(value, list)}) > 1:

@@ -1,7 +1,7 @@
-"""WavLM (Chen et al., 2021), cut in pieces, on transformers' own weights, with every layer's output.
+"""WavLM (Chen et al., 2021), cut in pieces, with every layer's output.
 
 transformers' attention returns weights and so materialises [B * H, F, F] several times, its front end all
-samples of a clip at 512 channels; here both walk through the clip. Tested equal to WavLMModel.
+samples of a clip at 512 channels; here both walk through the clip. Tested equal to its WavLMModel.
 """
 
 from __future__ import annotations
@@ -14,10 +14,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import WavLMConfig, WavLMModel
 
-from model.config import WavLMEncoderConfig
 from model.pieces import Pieces, by_rows, convolve, linear, pauses, rows_of_a_piece
+from model.wavlm_modules import Attention, Layer, WavLM, position_buckets
 
 Statistics = tuple[Tensor, Tensor]
 """Mean and variance, [channels] each."""
@@ -28,32 +27,6 @@ GPU_BIAS_BYTES = 2**28
 """Of the bias of one chunk on a GPU, where a chunk is as large as that allows."""
 
 
-def build_wavlm(config: WavLMEncoderConfig) -> WavLMModel:
-    """transformers' WavLM with these sizes; no training-time masking, so no mask embedding."""
-    return WavLMModel(
-        WavLMConfig(
-            hidden_size=config.hidden_size,
-            num_hidden_layers=config.num_hidden_layers,
-            num_attention_heads=config.num_attention_heads,
-            intermediate_size=config.intermediate_size,
-            conv_dim=config.conv_dim,
-            conv_kernel=config.conv_kernel,
-            conv_stride=config.conv_stride,
-            feat_extract_norm=config.feat_extract_norm,
-            feat_extract_activation=config.feat_extract_activation,
-            conv_bias=config.conv_bias,
-            num_conv_pos_embeddings=config.num_conv_pos_embeddings,
-            num_conv_pos_embedding_groups=config.num_conv_pos_embedding_groups,
-            num_buckets=config.num_buckets,
-            max_bucket_distance=config.max_bucket_distance,
-            do_stable_layer_norm=config.do_stable_layer_norm,
-            layer_norm_eps=config.layer_norm_eps,
-            mask_time_prob=0.0,
-            mask_feature_prob=0.0,
-        )
-    )
-
-
 class WavLMFrontEnd:
     """Convolutions and feature projection of one clip, some frames at a time.
 
@@ -61,9 +34,9 @@ class WavLMFrontEnd:
     the whole clip: its mean and variance follow from those of the samples under the kernel.
     """
 
-    def __init__(self, wavlm: WavLMModel) -> None:
+    def __init__(self, wavlm: WavLM) -> None:
         self._layers: list[Any] = list(wavlm.feature_extractor.conv_layers)
-        self._projection: Any = wavlm.feature_projection
+        self._projection = wavlm.feature_projection
         self._is_base = wavlm.config.feat_extract_norm == "group"
         self._kernels = wavlm.config.conv_kernel
         self._strides = wavlm.config.conv_stride
@@ -91,24 +64,21 @@ class WavLMFrontEnd:
     def _compute(self, wave: Tensor, norm: Statistics | None) -> Tensor:
         """[t] -> [f, C]. norm: the first layer's mean and variance, if `wave` is not the whole clip."""
         first, *others = self._layers
-        if norm is None:
-            x = first(wave[None, None])
-        else:
-            x = first.activation(self._first_normalised(wave, norm))[None]
+        x = first(wave[None, None]) if norm is None else self._first_normalised(wave, norm)[None]
         for layer in others:
             x = layer(x)
-        rows: Tensor = self._projection(x.transpose(1, 2))[0][0]
+        rows: Tensor = self._projection(x.transpose(1, 2))[0]
         return rows
 
     def _first_normalised(self, wave: Tensor, norm: Statistics) -> Tensor:
-        """[t] -> [channels, f]: the first convolution and its norm as one matrix product."""
+        """[t] -> [channels, f]: the first layer, its convolution and norm as one matrix product."""
         first = self._layers[0]
         mean, variance = norm
         strength = first.layer_norm.weight * (variance + first.layer_norm.eps).rsqrt()
         weight = first.conv.weight[:, 0] * strength[:, None]
         samples = wave.unfold(0, self._kernels[0], self._strides[0])
         shift = first.layer_norm.bias - mean * strength
-        return torch.addmm(shift[:, None], weight, samples.t())
+        return F.gelu(torch.addmm(shift[:, None], weight, samples.t()))
 
     def _statistics(self, wave: Tensor) -> Statistics:
         """Mean and variance [channels] over the clip of the first convolution, its bias left out, as the norm
@@ -140,9 +110,10 @@ def _inputs(start: int, stop: int, kernels: Sequence[int], strides: Sequence[int
 class WavLMTransformer:
     """The transformer over padded clips, with every layer's output."""
 
-    def __init__(self, wavlm: WavLMModel) -> None:
+    def __init__(self, wavlm: WavLM) -> None:
         self._encoder: Any = wavlm.encoder
-        self._stable = bool(wavlm.config.do_stable_layer_norm)
+        self._config = wavlm.config
+        self._stable = wavlm.config.do_stable_layer_norm
 
     def __call__(self, hidden: Tensor, lengths: Sequence[int]) -> Pieces[list[Tensor]]:
         """hidden: [B, F, C] after the feature projection, rows padded to F. lengths: frames of each row.
@@ -173,10 +144,10 @@ class WavLMTransformer:
         """The positional convolution. [B, F, C] -> the same; an even kernel gives a frame too many."""
         embed = self._encoder.pos_conv_embed
         convolved = yield from convolve(embed.conv, hidden.transpose(1, 2))
-        positions: Tensor = embed.activation(convolved[..., : hidden.shape[1]]).transpose(1, 2)
+        positions: Tensor = F.gelu(convolved[..., : hidden.shape[1]]).transpose(1, 2)
         return positions
 
-    def _layer(self, layer: Any, hidden: Tensor, bias: Tensor, padding: Tensor | None) -> Pieces[Tensor]:
+    def _layer(self, layer: Layer, hidden: Tensor, bias: Tensor, padding: Tensor | None) -> Pieces[Tensor]:
         """One transformer layer; normalisation after (base) or before (large) each block."""
         read = layer.layer_norm(hidden) if self._stable else hidden
         attended = yield from self._attend(layer.attention, read, bias, padding)
@@ -188,14 +159,14 @@ class WavLMTransformer:
         return flat.view_as(hidden)
 
     @staticmethod
-    def _rest_after(layer: Any, x: Tensor, attended: Tensor) -> Tensor:
+    def _rest_after(layer: Layer, x: Tensor, attended: Tensor) -> Tensor:
         """Rows [n, C] of the layer's input and of its attention -> its output."""
         x = layer.layer_norm(x + layer.attention.out_proj(attended))
         out: Tensor = layer.final_layer_norm(x + layer.feed_forward(x))
         return out
 
     @staticmethod
-    def _rest_before(layer: Any, x: Tensor, attended: Tensor) -> Tensor:
+    def _rest_before(layer: Layer, x: Tensor, attended: Tensor) -> Tensor:
         """The same for the variant that normalises first."""
         x = x + layer.attention.out_proj(attended)
         out: Tensor = x + layer.feed_forward(layer.final_layer_norm(x))
@@ -203,12 +174,15 @@ class WavLMTransformer:
 
     def _relative_bias(self, frames: int) -> Tensor:
         """[H, 2 * frames - 1]: the bias of relative positions 1 - frames .. frames - 1 (key minus query)."""
-        attention = self._encoder.layers[0].attention
-        offsets = torch.arange(1 - frames, frames, device=attention.rel_attn_embed.weight.device)
-        bias: Tensor = attention.rel_attn_embed(attention._relative_positions_bucket(offsets)).t()
+        table = self._encoder.layers[0].attention.rel_attn_embed
+        offsets = torch.arange(1 - frames, frames, device=table.weight.device)
+        config = self._config
+        bias: Tensor = table(position_buckets(offsets, config.num_buckets, config.max_bucket_distance)).t()
         return bias
 
-    def _attend(self, attention: Any, x: Tensor, bias: Tensor, padding: Tensor | None) -> Pieces[Tensor]:
+    def _attend(
+        self, attention: Attention, x: Tensor, bias: Tensor, padding: Tensor | None
+    ) -> Pieces[Tensor]:
         """Gated relative attention (WavLM paper, section 3.1), without the output projection.
 
         x: [B, F, C] -> [B, F, C]. bias: [H, 2 F - 1]. padding: [B, F] bool, keys to leave out, or None.
@@ -241,7 +215,7 @@ class WavLMTransformer:
         return attended
 
     @staticmethod
-    def _gate(attention: Any, x: Tensor) -> Tensor:
+    def _gate(attention: Attention, x: Tensor) -> Tensor:
         """[B, H, F, 1]: how strongly each query takes the position bias. x: [B, H, F, d]."""
         pairs = attention.gru_rel_pos_linear(x).unflatten(-1, (2, 4)).sum(-1).sigmoid()
         update, reset = pairs[..., :1], pairs[..., 1:]

@@ -1,54 +1,84 @@
-"""Whisper's encoder (Radford et al., 2022), cut in pieces, on transformers' own weights."""
+"""Whisper's encoder (Radford et al., 2022), cut in pieces. Tested equal to transformers' own.
+
+Its parameters have the names of transformers' `WhisperEncoder`; importing that would cost each start seconds.
+"""
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-from transformers import WhisperConfig
-from transformers.models.whisper.modeling_whisper import WhisperEncoder
+from torch import Tensor, nn
 
 from model.config import WhisperEncoderConfig
 from model.pieces import Pieces, by_rows, convolve, linear, pauses, rows_of_a_piece
 
 
-def build_whisper(config: WhisperEncoderConfig) -> WhisperEncoder:
-    """transformers' Whisper encoder with these sizes, uninitialised weights."""
-    encoder = WhisperEncoder(
-        WhisperConfig(
-            d_model=config.d_model,
-            encoder_layers=config.encoder_layers,
-            encoder_attention_heads=config.encoder_attention_heads,
-            encoder_ffn_dim=config.encoder_ffn_dim,
-            num_mel_bins=config.num_mel_bins,
-            max_source_positions=config.max_source_positions,
+class WhisperAttention(nn.Module):
+    """Weights of one self-attention of width d; keys have no bias."""
+
+    def __init__(self, size: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.scaling = (size // num_heads) ** -0.5
+        self.k_proj = nn.Linear(size, size, bias=False)
+        self.v_proj = nn.Linear(size, size)
+        self.q_proj = nn.Linear(size, size)
+        self.out_proj = nn.Linear(size, size)
+
+
+class WhisperLayer(nn.Module):
+    """Weights of one transformer layer."""
+
+    def __init__(self, size: int, num_heads: int, inner: int) -> None:
+        super().__init__()
+        self.self_attn = WhisperAttention(size, num_heads)
+        self.self_attn_layer_norm = nn.LayerNorm(size)
+        self.fc1 = nn.Linear(size, inner)
+        self.fc2 = nn.Linear(inner, size)
+        self.final_layer_norm = nn.LayerNorm(size)
+
+
+class WhisperEncoder(nn.Module):
+    """Weights of the encoder; `encode_windows` computes with them."""
+
+    def __init__(self, config: WhisperEncoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        size = config.d_model
+        self.conv1 = nn.Conv1d(config.num_mel_bins, size, 3, padding=1)
+        self.conv2 = nn.Conv1d(size, size, 3, stride=2, padding=1)
+        self.embed_positions = nn.Embedding(config.max_source_positions, size)
+        self.layers = nn.ModuleList(
+            WhisperLayer(size, config.encoder_attention_heads, config.encoder_ffn_dim)
+            for _ in range(config.encoder_layers)
         )
-    )
-    encoder.set_attn_implementation("sdpa")
-    return encoder
+        self.layer_norm = nn.LayerNorm(size)
+
+    @property
+    def blocks(self) -> list[WhisperLayer]:
+        """The layers, typed."""
+        return [layer for layer in self.layers if isinstance(layer, WhisperLayer)]
 
 
 def encode_windows(encoder: WhisperEncoder, log_mel: Tensor) -> Pieces[Tensor]:
-    """Windows [W, mel bins, 2 F] -> [W, F, d_model]. Tested equal to the encoder's own forward."""
+    """Windows [W, mel bins, 2 F] -> [W, F, d_model], F the encoder's positions."""
     x = F.gelu((yield from convolve(encoder.conv1, log_mel)))
     x = F.gelu((yield from convolve(encoder.conv2, x)))
     hidden = x.transpose(1, 2) + encoder.embed_positions.weight
-    for layer in encoder.layers:
+    for layer in encoder.blocks:
         hidden = yield from _layer(layer, hidden)
         yield from pauses(hidden)
     normed: Tensor = encoder.layer_norm(hidden)
     return normed
 
 
-def _layer(layer: Any, hidden: Tensor) -> Pieces[Tensor]:
+def _layer(layer: WhisperLayer, hidden: Tensor) -> Pieces[Tensor]:
     """One transformer layer, normalised before each half. [W, F, d] -> the same."""
     attended = yield from _attend(layer.self_attn, layer.self_attn_layer_norm(hidden))
 
     def rest(x: Tensor, attended: Tensor) -> Tensor:
         x = x + layer.self_attn.out_proj(attended)
-        wide = layer.activation_fn(layer.fc1(layer.final_layer_norm(x)))
+        wide = F.gelu(layer.fc1(layer.final_layer_norm(x)))
         out: Tensor = x + layer.fc2(wide)
         return out
 
@@ -58,7 +88,7 @@ def _layer(layer: Any, hidden: Tensor) -> Pieces[Tensor]:
     return _finite(flat.view_as(hidden))
 
 
-def _attend(attention: Any, x: Tensor) -> Pieces[Tensor]:
+def _attend(attention: WhisperAttention, x: Tensor) -> Pieces[Tensor]:
     """What comes before the output projection. [W, F, d] -> the same."""
     windows, frames, size = x.shape
     rows = x.flatten(0, 1)

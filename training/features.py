@@ -13,13 +13,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from model.audio_encoder import AudioEncoder
 from model.audio_features import AudioFeatures
 from model.config import SpeechLLMConfig
 from model.pieces import finish
-from model.whisper_encoder import build_whisper
+from model.whisper_encoder import WhisperEncoder, encode_windows
 from training.corpus import read_shard, write_whole
 from training.progress import track
 from training.recipe import State
@@ -30,20 +30,23 @@ BATCH = 8
 """Windows encoded together."""
 
 
-def open_whisper(config: SpeechLLMConfig) -> nn.Module:
+def open_whisper(config: SpeechLLMConfig) -> WhisperEncoder:
     """Whisper tiny.en's encoder with a window of `window_seconds`, frozen."""
-    encoder: nn.Module = build_whisper(config.whisper)
+    encoder = WhisperEncoder(config.whisper)
     weights = load_encoder_weights(find_model_bin(), config.whisper.max_source_positions)
     encoder.load_state_dict(weights, strict=True)
     return encoder.eval().requires_grad_(False)
 
 
 @torch.inference_mode()
-def whisper_features(encoder: nn.Module, windows: AudioFeatures, waves: list[np.ndarray]) -> list[np.ndarray]:
+def whisper_features(
+    encoder: WhisperEncoder, windows: AudioFeatures, waves: list[np.ndarray]
+) -> list[np.ndarray]:
     """Waves [T] of one window each -> frames [F, d_model] float16 each, as the branch reads them."""
     device = next(encoder.parameters()).device
     clips = [windows(torch.from_numpy(wave)) for wave in waves]
-    hidden = encoder(torch.cat([clip.log_mel for clip in clips]).to(device)).last_hidden_state
+    log_mel = torch.cat([clip.log_mel for clip in clips]).to(device)
+    hidden = finish(encode_windows(encoder, log_mel))
     return [rows[: clip.num_frames].half().cpu().numpy() for rows, clip in zip(hidden, clips, strict=True)]
 
 
@@ -72,7 +75,7 @@ def extract_wavlm(
 class WhisperEncode:
     """Waves -> Whisper's frames, in whichever process it is called."""
 
-    encoder: nn.Module
+    encoder: WhisperEncoder
     windows: AudioFeatures
     device: torch.device
 

@@ -5,16 +5,19 @@ Every layer is model/'s own; what is here strings them together for dense batche
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import WavLMConfig, WavLMModel
 
 from model.audio_encoder import AudioEncoder, Branch
-from model.config import SpeechLLMConfig
+from model.config import SpeechLLMConfig, WavLMEncoderConfig
 from model.speech_llm import SpeechLLM
 from training.batch import MaskedAttention, Packed, Ragged, visible
 
@@ -29,6 +32,7 @@ def new_model(config: SpeechLLMConfig, seed: int) -> SpeechLLM:
     """A SpeechLLM with first weights: LoRA and acoustic branch silent, the prompt adapter's scale near 1."""
     torch.manual_seed(seed)
     model = SpeechLLM(config)
+    model.audio_encoder.wavlm.load_state_dict(_first_wavlm(config.wavlm))
     with torch.no_grad():
         _first_llama(model)
         nn.init.normal_(model.prompt_adapter.fc2.weight, std=ADAPTER_STD)
@@ -37,6 +41,13 @@ def new_model(config: SpeechLLMConfig, seed: int) -> SpeechLLM:
         model.audio_encoder.wavlm_layer_weights[-1] = LAST_LAYER
     silence_wavlm(model)
     return model
+
+
+def _first_wavlm(config: WavLMEncoderConfig) -> dict[str, Tensor]:
+    """State of a WavLM with first weights as transformers draws them."""
+    options: dict[str, Any] = dataclasses.asdict(config) | {"mask_time_prob": 0.0, "mask_feature_prob": 0.0}
+    state: dict[str, Tensor] = WavLMModel(WavLMConfig(**options)).state_dict()
+    return state
 
 
 def _first_llama(model: SpeechLLM) -> None:

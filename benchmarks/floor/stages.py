@@ -8,8 +8,9 @@ from functools import partial
 
 import torch
 
-from benchmarks.floor import stock, work
+from benchmarks.floor import work
 from benchmarks.floor.machine import Chain, seconds
+from benchmarks.floor.stock import StockEncoders
 from benchmarks.floor.work import Work
 from benchmarks.in_process import SteppedEngine, heard
 from benchmarks.peers.questions import QuestionMaker
@@ -97,6 +98,7 @@ class Stages:
         clip = self._model.clip_features(wave)
         whisper = work.whisper(encoder, len(clip.log_mel), clip.num_frames)
         wavlm = work.wavlm(encoder, len(wave))
+        stock = StockEncoders(encoder)
         compared = {"whisper": stock.encode_whisper, "wavlm": stock.encode_wavlm}
         return Probe(
             {"whisper": self._stage(whisper, True), "wavlm": self._stage(wavlm, True)},
@@ -152,4 +154,4 @@ class Stages:
 
     def _stock(self, run: Callable[..., object], clip: object) -> float:
         torch.set_num_threads(self._engine.num_threads)
-        return seconds(lambda: run(self._model.audio_encoder, clip))
+        return seconds(lambda: run(clip))

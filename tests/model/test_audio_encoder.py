@@ -10,14 +10,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
+from benchmarks.floor.stock import stock_wavlm, stock_whisper
 from model import pieces, wavlm_encoder
 from model.audio_encoder import AudioEncoder
 from model.audio_features import AudioFeatures
 from model.config import SpeechLLMConfig, WavLMEncoderConfig, subsampled_length
 from model.pieces import finish
-from model.wavlm_encoder import WavLMFrontEnd, WavLMTransformer, build_wavlm
+from model.wavlm_encoder import WavLMFrontEnd, WavLMTransformer
+from model.wavlm_modules import WavLM
 from model.whisper_encoder import encode_windows
 from tests.model.random_weights import noise_clip, randomize, small_config
 
@@ -35,8 +36,8 @@ LARGE = dataclasses.replace(
 VARIANTS = pytest.mark.parametrize("config", [BASE, LARGE], ids=["base", "large"])
 
 
-def build_exact(config: WavLMEncoderConfig, seed: int = 0) -> torch.nn.Module:
-    wavlm = build_wavlm(config).double().eval()
+def build_exact(config: WavLMEncoderConfig, seed: int = 0) -> WavLM:
+    wavlm = WavLM(config).double().eval()
     randomize(wavlm, seed)
     return wavlm
 
@@ -49,10 +50,11 @@ def hidden_states(output: Any) -> list[torch.Tensor]:
     return [*output.hidden_states[:-1], output.last_hidden_state]
 
 
-def front_end(wavlm: torch.nn.Module, wave: torch.Tensor) -> torch.Tensor:
+def front_end(wavlm: WavLM, wave: torch.Tensor) -> torch.Tensor:
     """[T] -> [F, C], with transformers' own modules."""
-    features = wavlm.feature_extractor(wave[None]).transpose(1, 2)
-    return wavlm.feature_projection(features)[0][0]
+    stock = stock_wavlm(wavlm)
+    features = stock.feature_extractor(wave[None]).transpose(1, 2)
+    return stock.feature_projection(features)[0][0]
 
 
 @VARIANTS
@@ -63,7 +65,7 @@ def test_wavlm_gives_the_hidden_states_of_transformers(monkeypatch, config, chun
     wavlm = build_exact(config)
     for seconds in (0.025, 0.1, 1.01, 2.0):
         wave = noise_clip(seconds).double()
-        expected = wavlm(wave[None], output_hidden_states=True)
+        expected = stock_wavlm(wavlm)(wave[None], output_hidden_states=True)
         hidden = front_end(wavlm, wave)[None]
         states = finish(WavLMTransformer(wavlm)(hidden, [hidden.shape[1]]))
         assert len(states) == config.num_hidden_layers + 1
@@ -76,7 +78,7 @@ def test_wavlm_gives_the_hidden_states_of_transformers(monkeypatch, config, chun
 def test_wavlm_past_the_farthest_bucket(config) -> None:
     wavlm = build_exact(dataclasses.replace(config, num_buckets=16, max_bucket_distance=20))
     wave = noise_clip(12.3).double()
-    expected = hidden_states(wavlm(wave[None], output_hidden_states=True))
+    expected = hidden_states(stock_wavlm(wavlm)(wave[None], output_hidden_states=True))
     hidden = front_end(wavlm, wave)[None]
     assert hidden.shape[1] > wavlm_encoder.QUERY_CHUNK
     states = finish(WavLMTransformer(wavlm)(hidden, [hidden.shape[1]]))
@@ -108,7 +110,7 @@ def test_wavlm_in_pieces_of_any_size_is_the_whole(monkeypatch, config, flops) ->
     monkeypatch.setattr(pieces, "CPU_FLOPS", flops)
     for seconds in (0.025, 0.3, 1.234):
         wave = noise_clip(seconds).double() + 0.3  # an offset that a careless variance would lose
-        expected = hidden_states(wavlm(wave[None], output_hidden_states=True))
+        expected = hidden_states(stock_wavlm(wavlm)(wave[None], output_hidden_states=True))
         rows = finish(WavLMFrontEnd(wavlm)(wave))
         assert torch.allclose(rows, front_end(wavlm, wave), rtol=0, atol=1e-10)
         states = finish(WavLMTransformer(wavlm)(rows[None], [len(rows)]))
@@ -133,7 +135,7 @@ def test_whisper_in_pieces_of_any_size_is_the_whole(monkeypatch, flops) -> None:
     config = small_config()
     encoder, features = build_encoder(config), AudioFeatures(config)
     log_mel = torch.cat([features(noise_clip(s, seed=i)).log_mel for i, s in enumerate((1.4, 2.0))]).double()
-    expected = encoder.whisper(log_mel).last_hidden_state
+    expected = stock_whisper(encoder.whisper)(log_mel).last_hidden_state
     monkeypatch.setattr(pieces, "CPU_FLOPS", flops)
     assert torch.allclose(finish(encode_windows(encoder.whisper, log_mel)), expected, rtol=0, atol=1e-10)
 
@@ -192,7 +194,7 @@ def test_whisper_equals_the_eager_encoder_of_transformers() -> None:
     config = small_config()
     encoder, features = build_encoder(config), AudioFeatures(config)
     clip = features(noise_clip(1.4))
-    eager: WhisperEncoder = encoder.whisper
+    eager = stock_whisper(encoder.whisper)
     hidden = eager(clip.log_mel.double()).last_hidden_state[:, : clip.num_frames]
     eager.set_attn_implementation("eager")
     reference = eager(clip.log_mel.double()).last_hidden_state[:, : clip.num_frames]
@@ -208,7 +210,7 @@ def test_the_layer_sum_is_softmax_weighted_over_all_states() -> None:
     config = small_config()
     encoder = build_encoder(config)
     wave = noise_clip(1.0)
-    states = encoder.wavlm(wave.double()[None], output_hidden_states=True).hidden_states
+    states = stock_wavlm(encoder.wavlm)(wave.double()[None], output_hidden_states=True).hidden_states
     weights = encoder.wavlm_layer_weights.exp() / encoder.wavlm_layer_weights.exp().sum()
     mixed = sum(weight * state for weight, state in zip(weights, states, strict=True))
     (out,) = finish(encoder.encode_wavlm([AudioFeatures(config)(wave)]))
@@ -226,6 +228,7 @@ def test_fusion_cuts_both_branches_to_the_shorter() -> None:
 
 CONFIG = small_config(1)
 ENCODER = build_encoder(CONFIG)
+STOCK = stock_wavlm(ENCODER.wavlm)
 FEATURES = AudioFeatures(CONFIG)
 
 
@@ -245,5 +248,5 @@ def test_a_clip_shorter_than_one_frame_has_no_tokens(num_samples: int) -> None:
 @settings(max_examples=300)
 @given(st.integers(400, 3_000_000))
 def test_wavlm_frames_are_counted_as_transformers_does(num_samples: int) -> None:
-    frames = int(ENCODER.wavlm._get_feat_extract_output_lengths(torch.tensor(num_samples)))
+    frames = int(STOCK._get_feat_extract_output_lengths(torch.tensor(num_samples)))
     assert CONFIG._num_wavlm_tokens(num_samples) == subsampled_length(frames)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import librosa
 import numpy as np
 import pytest
 import torch
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import Wav2Vec2FeatureExtractor, WhisperFeatureExtractor
 
-from model.audio_features import AudioFeatures
+from model.audio_features import AudioFeatures, mel_filters
 from model.config import SpeechLLMConfig
 from tests.model.random_weights import noise_clip, small_config
 
@@ -79,10 +80,11 @@ def test_normalisation_is_that_of_transformers(wave: torch.Tensor) -> None:
     assert np.allclose(features(wave).wave.numpy(), expected["input_values"][0], rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("seconds", [0.3, 2.0, 4.7])
-def test_windows_computed_by_torch_are_the_extractors(seconds: float) -> None:
-    features = AudioFeatures(small_config())
-    clip = noise_clip(seconds)
-    expected, got = features(clip).log_mel, features.log_mel_by_torch(clip)
-    assert got.shape == expected.shape
-    assert torch.allclose(got, expected, rtol=0, atol=1e-4)
+@pytest.mark.parametrize("bins", [80, 128])
+def test_mel_filters_are_those_of_transformers_and_librosa(bins: int) -> None:
+    filters = mel_filters(bins)
+    expected = WhisperFeatureExtractor(feature_size=bins).mel_filters.T
+    assert filters.shape == expected.shape == (bins, 201)
+    assert np.allclose(filters, expected, rtol=0, atol=1e-12)
+    slaney = librosa.filters.mel(sr=16_000, n_fft=400, n_mels=bins, dtype=np.float64)
+    assert np.allclose(filters, slaney, rtol=0, atol=1e-12)

@@ -301,6 +301,7 @@ REFUSED = [
     ("wavlm", "hidden_act", "relu", r"wavlm\.hidden_act"),
     ("wavlm", "add_adapter", True, r"wavlm\.add_adapter"),
     ("wavlm", "feat_extract_norm", "batch", r"wavlm\.feat_extract_norm: 'batch'"),
+    ("wavlm", "feat_extract_activation", "relu", r"wavlm\.feat_extract_activation: 'relu'"),
     ("wavlm", "conv_kernel", [10, 3], r"wavlm\.conv_dim: .* differ in length"),
     ("wavlm", "conv_dim", 32, r"wavlm\.conv_dim: expected a list"),
     ("llama", "hidden_act", "gelu", r"llama\.hidden_act"),

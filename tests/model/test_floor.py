@@ -13,11 +13,12 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.floor import machine, stock, work
+from benchmarks.floor import machine, work
 from benchmarks.floor.command import table
 from benchmarks.floor.machine import FORMS, ROW_FORMS, Chain, shape_of
 from benchmarks.floor.measure import floor, over
 from benchmarks.floor.stages import Measured, Probe, Stage
+from benchmarks.floor.stock import StockEncoders
 from benchmarks.floor.targets import FLOORS, STOCKS
 from benchmarks.floor.work import Product, Work
 from model.audio_features import ClipFeatures
@@ -51,7 +52,8 @@ def batch_of(model: SpeechLLM, tokens: int, *parts: PrefillSpan | DecodeRows) ->
 @CLIPS
 def test_whisper_costs_what_torch_counts(exact: SpeechLLM, seconds: float) -> None:
     clip = in_double(exact.clip_features(noise_clip(seconds)))
-    expected = counted(lambda: stock.encode_whisper(exact.audio_encoder, clip))
+    stock = StockEncoders(exact.audio_encoder)
+    expected = counted(lambda: stock.encode_whisper(clip))
     assert work.whisper(exact.audio_encoder, len(clip.log_mel), clip.num_frames).flops == expected
 
 
@@ -59,7 +61,8 @@ def test_whisper_costs_what_torch_counts(exact: SpeechLLM, seconds: float) -> No
 def test_wavlm_costs_what_torch_counts_but_for_a_frame_too_many(exact: SpeechLLM, seconds: float) -> None:
     wave = noise_clip(seconds)
     clip = in_double(exact.clip_features(wave))
-    expected = counted(lambda: stock.encode_wavlm(exact.audio_encoder, clip))
+    stock = StockEncoders(exact.audio_encoder)
+    expected = counted(lambda: stock.encode_wavlm(clip))
     dropped = 2 * exact.audio_encoder.wavlm.encoder.pos_conv_embed.conv.weight.numel()
     assert work.wavlm(exact.audio_encoder, len(wave)).flops == expected - dropped
 
@@ -97,13 +100,14 @@ def test_decoding_reads_every_weight_once_and_every_context(exact: SpeechLLM) ->
 
 def test_stock_encoders_give_what_ours_give(exact: SpeechLLM) -> None:
     encoder, clip = exact.audio_encoder, in_double(exact.clip_features(noise_clip(1.5)))
+    stock = StockEncoders(encoder)
     for run, pieces in (
         (stock.encode_whisper, encoder.encode_whisper([clip])),
         (stock.encode_wavlm, encoder.encode_wavlm([clip])),
     ):
         with torch.inference_mode():
             (ours,) = finish(pieces)
-        assert torch.allclose(run(encoder, clip), ours, rtol=0, atol=1e-9)
+        assert torch.allclose(run(clip), ours, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", [*FORMS, *ROW_FORMS])

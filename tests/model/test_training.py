@@ -19,6 +19,7 @@ from model.checkpoint_format import ShardWriter, expected_tensors
 from model.pieces import finish
 from model.speech_llm import SpeechLLM
 from model.tokenizer import Tokenizer, train_tokenizer
+from model.whisper_encoder import encode_windows
 from server.types import SamplingParams
 from tests.model.random_weights import small_config
 from tests.model.reference import answer_alone, next_logits
@@ -111,7 +112,8 @@ def test_cached_features_give_the_embeddings_of_serving(exact: SpeechLLM) -> Non
     encoder = exact.audio_encoder
     clips = [exact.features(wave) for wave in waves]
     with torch.inference_mode():
-        whisper = [encoder.whisper(c.log_mel.double()).last_hidden_state[0, : c.num_frames] for c in clips]
+        heard = [finish(encode_windows(encoder.whisper, clip.log_mel.double()))[0] for clip in clips]
+        whisper = [hidden[: clip.num_frames] for hidden, clip in zip(heard, clips, strict=True)]
         states, frames = finish(encoder.wavlm_states(waves))
         wavlm = [states[:, i, :n].transpose(0, 1) for i, n in enumerate(frames)]
         made = audio_embeddings(encoder, Ragged.of(whisper), Ragged.of(wavlm))

@@ -11,8 +11,9 @@ import pytest
 import torch
 from transformers import WhisperFeatureExtractor
 
-from model.audio_encoder import build_whisper
 from model.config import WhisperEncoderConfig
+from model.pieces import finish
+from model.whisper_encoder import WhisperEncoder, encode_windows
 from tests import audio_samples
 from training.whisper_tiny import find_model_bin, load_encoder_weights
 
@@ -71,7 +72,7 @@ def _write(path: Path, variables: dict[str, np.ndarray]) -> Path:
 def test_every_variable_lands_in_its_parameter(tmp_path: Path) -> None:
     variables = _variables()
     state = load_encoder_weights(_write(tmp_path / "model.bin", variables), POSITIONS)
-    encoder = build_whisper(WhisperEncoderConfig(SIZE, 4, 6, INNER, MELS, max_source_positions=POSITIONS))
+    encoder = WhisperEncoder(WhisperEncoderConfig(SIZE, 4, 6, INNER, MELS, max_source_positions=POSITIONS))
     encoder.load_state_dict(state, strict=True)
     assert {tensor.dtype for tensor in state.values()} == {torch.float32}
     fused = variables["encoder/layer_2/self_attention/linear_0/weight"].astype(np.float32)
@@ -145,13 +146,13 @@ def test_the_encoder_equals_ctranslate2() -> None:
 
     path = find_model_bin()
     config = WhisperEncoderConfig(384, 4, 6, 1536, 80, max_source_positions=1500)
-    encoder = build_whisper(config).eval()
+    encoder = WhisperEncoder(config).eval()
     encoder.load_state_dict(load_encoder_weights(path, 1500), strict=True)
     wave = _clip_like_speech(12.0)
     log_mel = WhisperFeatureExtractor()(wave, sampling_rate=16_000, return_tensors="np")["input_features"]
     oracle = ctranslate2.models.Whisper(str(path.parent), compute_type="float32", intra_threads=1)
     expected = np.array(oracle.encode(ctranslate2.StorageView.from_array(np.ascontiguousarray(log_mel))))
     with torch.inference_mode():
-        hidden = encoder(torch.from_numpy(log_mel)).last_hidden_state.numpy()
+        hidden = finish(encode_windows(encoder, torch.from_numpy(log_mel))).numpy()
     assert hidden.shape == expected.shape == (1, 1500, 384)
     assert np.abs(hidden - expected).max() < 1e-4 * np.abs(expected).max()

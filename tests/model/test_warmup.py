@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -43,6 +45,17 @@ def test_a_new_engine_shows_no_trace_of_the_warm_up(directory: Path) -> None:
     assert not core.runner.take_encoder_runs()
     core.check_integrity()
     torch.set_num_threads(before)
+
+
+def test_a_start_imports_none_of_the_large_libraries(directory: Path) -> None:
+    """They are oracles and tools; their import took longer than all the rest of a start."""
+    large = "{'transformers', 'peft', 'librosa', 'scipy.optimize', 'torch._dynamo'}"
+    build = "from server.engine.build import build_core; build_core(EngineConfig(Path(sys.argv[1])))"
+    program = f"import sys; from pathlib import Path; from server.types import EngineConfig; {build}; "
+    program += f"print({large} & set(sys.modules))"
+    command = [sys.executable, "-c", program, directory]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
 
 
 def test_a_given_number_of_threads_is_kept(directory: Path) -> None:
