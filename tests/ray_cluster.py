@@ -97,9 +97,9 @@ class RayCluster:
         """Running requests by the replica's process id."""
         return {replica["pid"]: replica["ongoing"] for replica in self._ask(do="replicas")["replicas"]}
 
-    def redeploy(self, **options: Any) -> None:
-        """Change options of the deployment; returns before they are in force."""
-        self._ask(do="deploy", options=options)
+    def redeploy(self, *, wait: bool = False, **options: Any) -> None:
+        """Change options of the deployment. wait: until they are in force, replicas replaced if need be."""
+        self._ask(do="deploy", wait=wait, options=options)
 
     def engines(self) -> list[psutil.Process]:
         """The engine's process of every replica."""

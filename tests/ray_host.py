@@ -103,7 +103,7 @@ def main() -> None:
         if command["do"] == "replicas":
             say(replicas=replicas())
         else:
-            deploy(options["args"], {**options["deployment"], **command["options"]}, wait=False)
+            deploy(options["args"], {**options["deployment"], **command["options"]}, command["wait"])
             say(deployed=True)
     serve.shutdown()
     ray.shutdown()

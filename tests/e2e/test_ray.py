@@ -363,7 +363,7 @@ async def test_a_replica_is_added_under_load(client: Asking, cluster: RayCluster
     """Autoscaling counts ongoing requests; the engine stands still, so they stay."""
     scaling = {"min_replicas": 1, "max_replicas": 2, "target_ongoing_requests": 1, "upscale_delay_s": 0}
     scaling |= {"metrics_interval_s": 1, "look_back_period_s": 2}
-    await asyncio.to_thread(cluster.redeploy, num_replicas=None, autoscaling_config=scaling)
+    await asyncio.to_thread(cluster.redeploy, wait=True, num_replicas=None, autoscaling_config=scaling)
     with standing_still(await asyncio.to_thread(cluster.engines)):
         tasks = [asyncio.create_task(client.whole(PROMPTS[0])) for _ in range(NUM_PLACES)]
         await asyncio.to_thread(wait_for, lambda: len(cluster.replicas()) == 2, "no second replica", 300)
