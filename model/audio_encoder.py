@@ -13,6 +13,7 @@ minute need not hold up running answers.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +22,7 @@ from torch.nn.utils.parametrize import remove_parametrizations
 
 from model.audio_features import ClipFeatures
 from model.config import BranchConfig, SpeechLLMConfig
-from model.pieces import Pieces, finish, pauses
+from model.pieces import Pieces, convolve, finish, pauses
 from model.wavlm_encoder import WavLMFrontEnd, WavLMTransformer
 from model.wavlm_modules import WavLM
 from model.whisper_encoder import WhisperEncoder, encode_windows
@@ -48,7 +49,7 @@ class Branch(nn.Module):
     def __init__(self, in_channels: int, config: BranchConfig) -> None:
         super().__init__()
         inner = config.subsample_channels
-        self.subsampler = nn.ModuleList(
+        self.subsampler: Any = nn.ModuleList(
             [
                 nn.Conv1d(in_channels, inner, 3, stride=2, padding=1),
                 nn.Conv1d(inner // 2, 2 * config.channels, 3, stride=2, padding=1),
@@ -59,9 +60,13 @@ class Branch(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, F, in channels] of equal lengths -> [B, subsampled_length(F), output size]."""
+        return finish(self.pieces(x))
+
+    def pieces(self, x: Tensor) -> Pieces[Tensor]:
+        """The same, piece by piece."""
         x = x.transpose(1, 2)
-        for convolution in self.subsampler:
-            x = F.glu(convolution(x), dim=1)
+        for layer in self.subsampler:
+            x = F.glu((yield from convolve(layer, x)), dim=1)
         out: Tensor = self.projector(self.bottleneck(x.transpose(1, 2)))
         return out
 
@@ -98,19 +103,23 @@ class AudioEncoder(nn.Module):
         weight = self.whisper.conv1.weight
         log_mel = torch.cat([clip.log_mel for clip in clips]).to(weight.device, weight.dtype)
         hidden = yield from encode_windows(self.whisper, log_mel)
-        windows = torch.split(hidden, [len(clip.log_mel) for clip in clips])
-        return [
-            self.whisper_branch(part[:, : clip.num_frames]).flatten(0, 1)
-            for part, clip in zip(windows, clips, strict=True)
-        ]
+        branched = []
+        for part, clip in zip(torch.split(hidden, [len(clip.log_mel) for clip in clips]), clips, strict=True):
+            out = yield from self.whisper_branch.pieces(part[:, : clip.num_frames])
+            branched.append(out.flatten(0, 1))
+        return branched
 
     def encode_wavlm(self, clips: Sequence[ClipFeatures]) -> Pieces[list[Tensor]]:
         """Per clip [subsampled frames, output size]."""
         states, lengths = yield from self.wavlm_states([clip.wave for clip in clips])
-        return [self.fold_wavlm(states[:, i, :length]) for i, length in enumerate(lengths)]
+        mixed = yield from self._mix(states)
+        branched = []
+        for row, length in zip(mixed, lengths, strict=True):
+            branched.append((yield from self.wavlm_branch.pieces(row[None, :length]))[0])
+        return branched
 
-    def wavlm_states(self, waves: Sequence[Tensor]) -> Pieces[tuple[Tensor, list[int]]]:
-        """Waves [T] -> all layers' outputs [layers + 1, B, F, C], rows padded to F; each row's frames."""
+    def wavlm_states(self, waves: Sequence[Tensor]) -> Pieces[tuple[list[Tensor], list[int]]]:
+        """Waves [T] -> all layers' outputs, layers + 1 tensors [B, F, C], rows padded to F; their frames."""
         weight = self.wavlm_layer_weights
         front_end = WavLMFrontEnd(self.wavlm)
         projected = []
@@ -120,10 +129,13 @@ class AudioEncoder(nn.Module):
         lengths = [len(rows) for rows in projected]
         padded = nn.utils.rnn.pad_sequence(projected, batch_first=True)
         states = yield from WavLMTransformer(self.wavlm)(padded, lengths)
-        return torch.stack(states), lengths
+        return states, lengths
 
-    def fold_wavlm(self, states: Tensor) -> Tensor:
-        """One clip's layer outputs [layers + 1, F, C], weighed, through the branch: [F / 4, output size]."""
-        mixed = torch.tensordot(self.wavlm_layer_weights.softmax(0), states, dims=1)
-        folded: Tensor = self.wavlm_branch(mixed[None])[0]
-        return folded
+    def _mix(self, states: Sequence[Tensor]) -> Pieces[Tensor]:
+        """The weighed sum [B, F, C] of all layers' outputs."""
+        mixed = torch.zeros_like(states[0])
+        for weight, state in zip(self.wavlm_layer_weights.softmax(0), states, strict=True):
+            mixed.addcmul_(state, weight)
+            if not mixed.is_cuda:
+                yield
+        return mixed

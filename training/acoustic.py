@@ -195,8 +195,7 @@ class Hearing(nn.Module):
 
     def states(self, waves: Tensor) -> list[Tensor]:
         """[B, T] of one length -> all layers' outputs [B, F, C]."""
-        features = self.wavlm.feature_extractor(waves)
-        hidden = self.wavlm.feature_projection(features.transpose(1, 2))
+        hidden = self.wavlm.feature_projection(self.wavlm.feature_extractor(waves))
         return finish(WavLMTransformer(self.wavlm)(hidden, [hidden.shape[1]] * len(hidden)))
 
 

@@ -54,7 +54,7 @@ def whisper_features(
 def wavlm_features(encoder: AudioEncoder, waves: list[np.ndarray]) -> list[np.ndarray]:
     """Waves [T] -> all layers' outputs [F, layers + 1, C] float16 each."""
     states, lengths = finish(encoder.wavlm_states([torch.from_numpy(wave) for wave in waves]))
-    rows = states.permute(1, 2, 0, 3).half().cpu().numpy()
+    rows = torch.stack(states, dim=2).half().cpu().numpy()
     return [rows[i, :length] for i, length in enumerate(lengths)]
 
 

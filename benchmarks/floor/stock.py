@@ -37,7 +37,9 @@ class StockEncoders:
     def encode_wavlm(self, clip: ClipFeatures) -> Tensor:
         """[subsampled frames, output size], by WavLMModel.forward; its weight norm is folded, as ours is."""
         states = self.wavlm(clip.wave[None], output_hidden_states=True).hidden_states
-        return self.encoder.fold_wavlm(torch.stack(states)[:, 0])
+        mixed = torch.tensordot(self.encoder.wavlm_layer_weights.softmax(0), torch.stack(states), dims=1)
+        branched: Tensor = self.encoder.wavlm_branch(mixed)
+        return branched[0]
 
 
 def stock_whisper(ours: whisper_encoder.WhisperEncoder) -> WhisperEncoder:

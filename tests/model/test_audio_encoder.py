@@ -101,6 +101,19 @@ def test_wavlm_rows_of_a_padded_batch_equal_the_rows_alone(monkeypatch, config) 
             assert torch.allclose(state[i, :length], reference[0], rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("padded", [False, True])
+def test_attention_as_a_gpu_takes_it_is_the_same(padded: bool) -> None:
+    generator = torch.Generator().manual_seed(3)
+    query, key, value, gate, bias = (
+        torch.randn(shape, generator=generator, dtype=torch.float64)
+        for shape in ((2, 3, 5, 4), (2, 3, 9, 4), (2, 3, 9, 4), (2, 3, 5, 1), (3, 5, 9))
+    )
+    padding = torch.tensor([[False] * 9, [False] * 6 + [True] * 3]) if padded else None
+    ours = wavlm_encoder._weigh(query, key, value, gate, bias, padding)
+    theirs = wavlm_encoder._weigh_on_gpu(query, key, value, gate, bias, padding)
+    assert torch.allclose(ours, theirs, rtol=0, atol=1e-12)
+
+
 @VARIANTS
 @pytest.mark.parametrize("flops", [1.0, 3e6, 4e7])
 @torch.no_grad()

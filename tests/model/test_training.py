@@ -115,7 +115,7 @@ def test_cached_features_give_the_embeddings_of_serving(exact: SpeechLLM) -> Non
         heard = [finish(encode_windows(encoder.whisper, clip.log_mel.double()))[0] for clip in clips]
         whisper = [hidden[: clip.num_frames] for hidden, clip in zip(heard, clips, strict=True)]
         states, frames = finish(encoder.wavlm_states(waves))
-        wavlm = [states[:, i, :n].transpose(0, 1) for i, n in enumerate(frames)]
+        wavlm = [torch.stack(states, dim=2)[i, :n] for i, n in enumerate(frames)]
         made = audio_embeddings(encoder, Ragged.of(whisper), Ragged.of(wavlm))
     for ours, served in zip(made.split(), exact.encode_audio(waves), strict=True):
         torch.testing.assert_close(ours, served, rtol=0, atol=1e-9)
