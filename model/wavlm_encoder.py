@@ -241,7 +241,7 @@ def _weigh(
 def _weigh_on_gpu(
     query: Tensor, key: Tensor, value: Tensor, gate: Tensor, bias: Tensor, padding: Tensor | None
 ) -> Tensor:
-    """The same by torch's kernel: on a CPU it takes half as long again, on a GPU it keeps scores in float32."""
+    """The same by torch's kernel: slower on a CPU by half, and on a GPU it keeps scores in float32."""
     mask = gate * bias
     if padding is not None:
         mask = mask.masked_fill(padding[:, None, None], float("-inf"))
