@@ -44,21 +44,20 @@ def pauses(x: Tensor) -> Pieces[None]:
         yield
 
 
-def by_rows(compute: Callable[..., Tensor], rows: int, *inputs: Tensor) -> Pieces[Tensor]:
-    """`compute` over inputs [N, ...] of equal N, `rows` of them at a time -> [N, ...]."""
+def linear(
+    layer: nn.Linear, x: Tensor, activation: Callable[[Tensor], Tensor] | None = None
+) -> Pieces[Tensor]:
+    """[..., a] -> [..., b], in pieces of about equal size."""
+    rows = x.flatten(0, -2)
+    num_pieces = -(-len(rows) // rows_of_a_piece(2.0 * layer.in_features * layer.out_features, x.device))
     parts = []
-    if inputs[0].is_cuda and len(inputs[0]) <= rows:
-        return compute(*inputs)
-    for part in zip(*(torch.split(x, rows) for x in inputs), strict=True):
-        parts.append(compute(*part))
-        yield
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-
-def linear(layer: nn.Linear, x: Tensor) -> Pieces[Tensor]:
-    """[N, a] -> [N, b]."""
-    rows = rows_of_a_piece(2.0 * layer.in_features * layer.out_features, x.device)
-    return (yield from by_rows(layer, rows, x))
+    for part in torch.chunk(rows, num_pieces):
+        out: Tensor = layer(part)
+        parts.append(out if activation is None else activation(out))
+        if num_pieces > 1 or not x.is_cuda:
+            yield
+    whole = parts[0] if len(parts) == 1 else torch.cat(parts)
+    return whole.view(*x.shape[:-1], -1)
 
 
 def convolve(layer: nn.Conv1d, x: Tensor) -> Pieces[Tensor]:

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.pieces import Pieces, by_rows, convolve, linear, pauses, rows_of_a_piece
+from model.pieces import Pieces, convolve, linear, pauses, rows_of_a_piece
 from model.wavlm_modules import Attention, Layer, WavLM, position_buckets
 
 Statistics = tuple[Tensor, Tensor]
@@ -152,25 +151,11 @@ class WavLMTransformer:
         """One transformer layer; normalisation after (base) or before (large) each block."""
         read = layer.layer_norm(hidden) if self._stable else hidden
         attended = yield from self._attend(layer.attention, read, bias, padding)
-        size, wide = hidden.shape[-1], layer.feed_forward.intermediate_dense.out_features
-        rows = rows_of_a_piece(2.0 * (size * size + 2 * size * wide), hidden.device)
-        rest = self._rest_before if self._stable else self._rest_after
-        compute = partial(rest, layer)
-        flat = yield from by_rows(compute, rows, hidden.flatten(0, 1), attended.flatten(0, 1))
-        return flat.view_as(hidden)
-
-    @staticmethod
-    def _rest_after(layer: Layer, x: Tensor, attended: Tensor) -> Tensor:
-        """Rows [n, C] of the layer's input and of its attention -> its output."""
-        x = layer.layer_norm(x + layer.attention.out_proj(attended))
-        out: Tensor = layer.final_layer_norm(x + layer.feed_forward(x))
-        return out
-
-    @staticmethod
-    def _rest_before(layer: Layer, x: Tensor, attended: Tensor) -> Tensor:
-        """The same for the variant that normalises first."""
-        x = x + layer.attention.out_proj(attended)
-        out: Tensor = x + layer.feed_forward(layer.final_layer_norm(x))
+        hidden = hidden + (yield from linear(layer.attention.out_proj, attended))
+        if self._stable:
+            return hidden + (yield from _feed_forward(layer, layer.final_layer_norm(hidden)))
+        hidden = layer.layer_norm(hidden)
+        out: Tensor = layer.final_layer_norm(hidden + (yield from _feed_forward(layer, hidden)))
         return out
 
     def _relative_bias(self, frames: int) -> Tensor:
@@ -189,14 +174,13 @@ class WavLMTransformer:
         x: [B, F, C] -> [B, F, C]. bias: [H, 2 F - 1]. padding: [B, F] bool, keys to leave out, or None.
         """
         batch, frames, _ = x.shape
-        rows = x.flatten(0, 1)
 
         def split(projected: Tensor) -> Tensor:
             return projected.view(batch, frames, attention.num_heads, -1).transpose(1, 2)
 
-        query = split((yield from linear(attention.q_proj, rows)))
-        key = split((yield from linear(attention.k_proj, rows)))
-        value = split((yield from linear(attention.v_proj, rows)))
+        query = split((yield from linear(attention.q_proj, x)))
+        key = split((yield from linear(attention.k_proj, x)))
+        value = split((yield from linear(attention.v_proj, x)))
         # From the last query to the first, the rows of the bias are slices of one view.
         query, gate = query.flip(2), self._gate(attention, split(x)).flip(2)
         key, value = key.contiguous(), value.contiguous()
@@ -221,6 +205,12 @@ class WavLMTransformer:
         update, reset = pairs[..., :1], pairs[..., 1:]
         gate: Tensor = update * (reset * attention.gru_rel_pos_const - 1.0) + 2.0
         return gate
+
+
+def _feed_forward(layer: Layer, x: Tensor) -> Pieces[Tensor]:
+    """[B, F, C] -> the same."""
+    wide = yield from linear(layer.feed_forward.intermediate_dense, x, F.gelu)
+    return (yield from linear(layer.feed_forward.output_dense, wide))
 
 
 def _weigh(

@@ -116,17 +116,12 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Two linear layers with GELU between."""
+    """Weights of two linear layers, with GELU between."""
 
     def __init__(self, size: int, inner: int) -> None:
         super().__init__()
         self.intermediate_dense = nn.Linear(size, inner)
         self.output_dense = nn.Linear(inner, size)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., C] -> the same."""
-        out: Tensor = self.output_dense(F.gelu(self.intermediate_dense(x)))
-        return out
 
 
 class Layer(nn.Module):

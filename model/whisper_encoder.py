@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import WhisperEncoderConfig
-from model.pieces import Pieces, by_rows, convolve, linear, pauses, rows_of_a_piece
+from model.pieces import Pieces, convolve, linear, pauses, rows_of_a_piece
 
 
 class WhisperAttention(nn.Module):
@@ -75,30 +75,21 @@ def encode_windows(encoder: WhisperEncoder, log_mel: Tensor) -> Pieces[Tensor]:
 def _layer(layer: WhisperLayer, hidden: Tensor) -> Pieces[Tensor]:
     """One transformer layer, normalised before each half. [W, F, d] -> the same."""
     attended = yield from _attend(layer.self_attn, layer.self_attn_layer_norm(hidden))
-
-    def rest(x: Tensor, attended: Tensor) -> Tensor:
-        x = x + layer.self_attn.out_proj(attended)
-        wide = F.gelu(layer.fc1(layer.final_layer_norm(x)))
-        out: Tensor = x + layer.fc2(wide)
-        return out
-
-    size, wide = layer.fc1.in_features, layer.fc1.out_features
-    rows = rows_of_a_piece(2.0 * (size * size + 2 * size * wide), hidden.device)
-    flat = yield from by_rows(rest, rows, hidden.flatten(0, 1), attended.flatten(0, 1))
-    return _finite(flat.view_as(hidden))
+    hidden = hidden + (yield from linear(layer.self_attn.out_proj, attended))
+    wide = yield from linear(layer.fc1, layer.final_layer_norm(hidden), F.gelu)
+    return _finite(hidden + (yield from linear(layer.fc2, wide)))
 
 
 def _attend(attention: WhisperAttention, x: Tensor) -> Pieces[Tensor]:
     """What comes before the output projection. [W, F, d] -> the same."""
     windows, frames, size = x.shape
-    rows = x.flatten(0, 1)
 
     def split(projected: Tensor) -> Tensor:
         return projected.view(windows, frames, attention.num_heads, -1).transpose(1, 2)
 
-    query = split((yield from linear(attention.q_proj, rows)) * attention.scaling)
-    key = split((yield from linear(attention.k_proj, rows)))
-    value = split((yield from linear(attention.v_proj, rows)))
+    query = split((yield from linear(attention.q_proj, x)) * attention.scaling)
+    key = split((yield from linear(attention.k_proj, x)))
+    value = split((yield from linear(attention.v_proj, x)))
     step = rows_of_a_piece(4.0 * frames * size * windows, x.device)
     if x.is_cuda and frames <= step:
         whole = F.scaled_dot_product_attention(query, key, value, scale=1.0)

@@ -24,6 +24,8 @@ from server.engine.sequence import AdapterPass, Sequence
 from server.types import EncoderRun
 
 Waveform = npt.NDArray[np.float32]
+FORGET = 0.9
+"""A piece is expected to last this share of the one before at least: a single hiccup is soon forgotten."""
 PIECES_AHEAD = 2
 """Pieces of an encoder pass that a GPU has still to compute when the host goes on to the next."""
 
@@ -62,6 +64,7 @@ class Runner:
         # The page after the last is nobody's: rows that pad a captured step write there.
         self.cache = model.new_cache(num_pages + (fused is not None and fused.is_for_graphs), page_size)
         self.threads = Threads(torch.get_num_threads(), torch.get_num_threads())
+        self._longest_piece_s = 0.0
         self._encoder_runs: list[EncoderRun] = []
         self._clips: dict[bytes, Tensor] = {}
         self._scales: dict[bytes, Tensor] = {}
@@ -82,6 +85,7 @@ class Runner:
     def encoding(self, clips: Mapping[bytes, Waveform]) -> Pieces[dict[bytes, Tensor]]:
         """Waveforms [T] float32 at 16 kHz -> their embeddings [n, D], in one batch, piece by piece."""
         encoder = self.model.audio_encoder
+        self._longest_piece_s = 0.0
         features = []
         for wave in clips.values():
             features.append(self.model.clip_features(torch.from_numpy(wave)))
@@ -96,19 +100,19 @@ class Runner:
     def advance(self, encoding: Pieces[dict[bytes, Tensor]], budget_s: float) -> dict[bytes, Tensor] | None:
         """Go on with a pass until its next piece would end past the budget. Returns its result at the end.
 
-        At least one piece is computed, and each is taken to last as long as the longest before.
+        At least one piece is computed, and each is taken to last as long as the longest before, by and by
+        forgotten.
         """
         _use_threads(self.threads.encode)
         begin = now = time.perf_counter()
-        longest_s = 0.0
-        while now == begin or now - begin + longest_s <= budget_s:
+        while now == begin or now - begin + self._longest_piece_s <= budget_s:
             try:
                 next(encoding)
             except StopIteration as end:
                 embeddings: dict[bytes, Tensor] = end.value
                 return embeddings
             before, now = now, time.perf_counter()
-            longest_s = max(longest_s, now - before)
+            self._longest_piece_s = max(now - before, FORGET * self._longest_piece_s)
         return None
 
     def keep_clip(self, key: bytes, embeddings: Tensor) -> None:

@@ -180,3 +180,23 @@ def test_a_slice_ends_before_its_budget(core: EngineCore, monkeypatch: pytest.Mo
     assert core.runner.advance(running, 0.0) is None
     assert now[0] == pytest.approx(0.040), "at least one"
     assert core.runner.advance(running, 1.0) == {}
+
+
+def test_a_slice_expects_pieces_as_long_as_those_of_the_slice_before(
+    core: EngineCore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a piece of 30 ms and two of 10 ms, one that may take 24 ms does not fit 40 ms any more."""
+    now = [0.0]
+    monkeypatch.setattr("server.engine.runner.time.perf_counter", lambda: now[0])
+
+    def work():
+        for seconds in (0.030, 0.010, 0.010, 0.030, 0.010):
+            now[0] += seconds
+            yield
+        return {}
+
+    running = work()
+    assert core.runner.advance(running, 0.030) is None
+    assert now[0] == pytest.approx(0.030)
+    assert core.runner.advance(running, 0.040) is None
+    assert now[0] == pytest.approx(0.050)
