@@ -132,10 +132,11 @@ class AudioEncoder(nn.Module):
         return states, lengths
 
     def _mix(self, states: Sequence[Tensor]) -> Pieces[Tensor]:
-        """The weighed sum [B, F, C] of all layers' outputs."""
-        mixed = torch.zeros_like(states[0])
+        """The weighed sum [B, F, C] of all layers' outputs, added up in float32 at least."""
+        dtype = states[0].dtype
+        mixed = torch.zeros_like(states[0], dtype=torch.promote_types(dtype, torch.float32))
         for weight, state in zip(self.wavlm_layer_weights.softmax(0), states, strict=True):
             mixed.addcmul_(state, weight)
             if not mixed.is_cuda:
                 yield
-        return mixed
+        return mixed.to(dtype)
