@@ -163,40 +163,37 @@ def test_a_pass_that_breaks_late_costs_its_culprit_alone(
     assert [e.request_id for e in events if isinstance(e, Finished)] == ["good"]
 
 
-def test_a_slice_ends_before_its_budget(core: EngineCore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pieces of 10 ms by a clock of the test's own: three fit 35 ms."""
-    now = [0.0]
-    monkeypatch.setattr("server.engine.runner.time.perf_counter", lambda: now[0])
+class Timed:
+    """Pieces that last so long by a clock of the test's own, which the runner reads too."""
 
-    def work():
-        for _ in range(5):
-            now[0] += 0.010
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *seconds: float) -> None:
+        self.now = 0.0
+        self.pieces = self._pieces(seconds)
+        monkeypatch.setattr("server.engine.runner.time.perf_counter", lambda: self.now)
+
+    def _pieces(self, durations):
+        for seconds in durations:
+            self.now += seconds
             yield
         return {}
 
-    running = work()
-    assert core.runner.advance(running, 0.035) is None
-    assert now[0] == pytest.approx(0.030)
-    assert core.runner.advance(running, 0.0) is None
-    assert now[0] == pytest.approx(0.040), "at least one"
-    assert core.runner.advance(running, 1.0) == {}
+
+def test_a_slice_ends_before_its_budget(core: EngineCore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pieces of 10 ms: three fit 35 ms."""
+    work = Timed(monkeypatch, *[0.010] * 5)
+    assert core.runner.advance(work.pieces, 0.035) is None
+    assert work.now == pytest.approx(0.030)
+    assert core.runner.advance(work.pieces, 0.0) is None
+    assert work.now == pytest.approx(0.040), "at least one"
+    assert core.runner.advance(work.pieces, 1.0) == {}
 
 
 def test_a_slice_expects_pieces_as_long_as_those_of_the_slice_before(
     core: EngineCore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After a piece of 30 ms and two of 10 ms, one that may take 24 ms does not fit 40 ms any more."""
-    now = [0.0]
-    monkeypatch.setattr("server.engine.runner.time.perf_counter", lambda: now[0])
-
-    def work():
-        for seconds in (0.030, 0.010, 0.010, 0.030, 0.010):
-            now[0] += seconds
-            yield
-        return {}
-
-    running = work()
-    assert core.runner.advance(running, 0.030) is None
-    assert now[0] == pytest.approx(0.030)
-    assert core.runner.advance(running, 0.040) is None
-    assert now[0] == pytest.approx(0.050)
+    work = Timed(monkeypatch, 0.030, 0.010, 0.010, 0.030, 0.010)
+    assert core.runner.advance(work.pieces, 0.030) is None
+    assert work.now == pytest.approx(0.030)
+    assert core.runner.advance(work.pieces, 0.040) is None
+    assert work.now == pytest.approx(0.050)
