@@ -16,10 +16,11 @@ import torch
 import typer
 
 from training import stages
+from training.assemble import START
 from training.recipe import Recipe, State
 
 SHARED = ("speech", "whisper", "wavlm", "tokenizer.model")
-STARTED_FROM = ("copy", "language", "acoustic", "align")
+STARTED_FROM = (START, "copy", "language", "acoustic", "align")
 
 
 def arms(single_steps: int, joint_steps: int) -> dict[str, Recipe]:
@@ -47,7 +48,7 @@ def branch_off(state: State, arm: str) -> State:
         links[own.checkpoint("single")] = State(state.root / "ablations" / "full").checkpoint("single")
     for link, target in links.items():
         link.parent.mkdir(parents=True, exist_ok=True)
-        if not link.is_symlink():
+        if target.exists() and not link.is_symlink():
             link.symlink_to(target.resolve())
     return own
 

@@ -12,6 +12,8 @@ from training.recipe import Recipe, State
 from training.tokens import Encoder, symbol_ids
 
 STAGES = ("copy", "language", "acoustic", "align", "single", "joint")
+START = "start"
+"""Checkpoint of a run that begins with trained weights."""
 PART = {"copy": "llama", "language": "llama", "acoustic": "audio_encoder"}
 """The part of the network that a stage's names are relative to; the others' are the whole network's."""
 
@@ -26,6 +28,8 @@ def open_encoder(recipe: Recipe, state: State) -> tuple[Encoder, SpeechLLMConfig
 def assemble(recipe: Recipe, state: State, config: SpeechLLMConfig, stages: tuple[str, ...]) -> SpeechLLM:
     """First weights, Whisper's encoder, then the checkpoints of `stages` in order; ablated parts silent."""
     model = new_model(config, recipe.seed)
+    if state.checkpoint(START).exists():
+        put(model, read(state, START)["weights"])
     model.audio_encoder.whisper.load_state_dict(open_whisper(config).state_dict())
     for stage in stages:
         weights = read(state, stage)["weights"]

@@ -14,7 +14,7 @@ import json
 import multiprocessing
 import os
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -103,9 +103,9 @@ def delivery(emotion: str, rng: random.Random) -> Delivery:
     return Delivery(play(rate, 0.08), play(pitch, 0.06), play(pitch_range, 0.1), play(volume, 0.1))
 
 
-def draw_kind(rng: random.Random) -> str:
+def draw_kind(rng: random.Random, shares: Mapping[str, float] = KINDS) -> str:
     """A kind of script by its share."""
-    return rng.choices(list(KINDS), list(KINDS.values()))[0]
+    return rng.choices(list(shares), list(shares.values()))[0]
 
 
 def draw(rng: random.Random, kind: str, split: Split, sentences: Sequence[str]) -> Script:

@@ -20,8 +20,8 @@ from model.speech_llm import SpeechLLM
 from training.batch import Item, Packed, pack
 from training.corpus import draw, draw_kind
 from training.network import answer_logits, answer_loss, right_answers, train_only
-from training.recipe import Recipe
-from training.scripts import Script
+from training.recipe import KINDS, Recipe
+from training.scripts import Script, draw_script
 from training.sentences import ordinary_sentences
 from training.tasks import make_example, tasks_for
 from training.tokens import Encoder, Segment
@@ -32,8 +32,14 @@ WEIGHTS = {
     "asr": 3.0, "en2de": 3.5, "sqa": 2.0, "content": 1.5, "sqqa": 3.0, "summary": 1.5,
     "cot": 1.5, "ii": 1.0, "text": 0.7, "refusal": 0.8,
 }  # fmt: skip
-BARE_SHARE = 0.12
+TEXT_KINDS = {
+    "everyday": 0.5, "ordinary": 0.13, "dialogue": 0.14, "story": 0.08, "question": 0.1, "digits": 0.05,
+}  # fmt: skip
+"""Share of each kind of simulated clip in `language`: German comes from everyday sentences alone."""
+BARE_SHARE = 0.15
 """Items without any clip: instructions to the language model alone."""
+BARE = {"text": 0.35, "refusal": 0.25, "find": 0.4}
+"""Their tasks."""
 BLANK = -1
 MISHEARD = 0.04
 EASIEST = 0.3
@@ -90,6 +96,7 @@ class LanguageStage:
         self.name = "language"
         self.budget = self.recipe.language
         self.weights = WEIGHTS
+        self.kinds = TEXT_KINDS
         self.bare_share = BARE_SHARE
         self.rates: dict[str, float] = {}
         self.trained = self.model.llama
@@ -127,7 +134,7 @@ class LanguageStage:
         return 1.0
 
     def _item(self, rng: random.Random, hardness: float) -> tuple[Item, list[int]]:
-        script = draw(rng, draw_kind(rng), "train", self.sentences)
+        script = draw(rng, draw_kind(rng, self.kinds), "train", self.sentences)
         ids = self.encoder.tokenizer.encode(script.text)
         heard = simulate(ids, rng, self.recipe.vocab_size, hardness * rng.uniform(EASIEST, 1))
         tasks = draw_tasks(script, self.budget.segments, self.weights, rng)
@@ -135,11 +142,11 @@ class LanguageStage:
         return Item(self.encoder.left, len(heard), segments), heard
 
     def _bare(self, rng: random.Random) -> tuple[Item, list[int]]:
-        """A few instructions without a clip: facts, refusals."""
-        script = draw(rng, "question", "train", self.sentences)
+        """A few instructions without a clip: facts, refusals, the letters of options."""
         segments: list[Segment] = []
         for _ in range(self.budget.segments):
-            task = rng.choice(("text", "refusal"))
+            task = rng.choices(list(BARE), list(BARE.values()))[0]
+            script = draw_script("story" if task == "find" else "question", rng, "train")
             segments.append(self.encoder.segment(make_example(task, script, rng, "train"), audio=False))
         return Item((), 0, tuple(segments)), []
 
@@ -159,6 +166,7 @@ class CopyStage(LanguageStage):
         self.name = "copy"
         self.budget = self.recipe.copy
         self.weights = {"asr": 1.0}
+        self.kinds = KINDS
         self.bare_share = 0.0
 
     def hardness(self, step: int) -> float:

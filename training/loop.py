@@ -205,10 +205,21 @@ def read_figures(stage: Stage, step: int, figures: Mapping[str, Tensor]) -> dict
 def save(stage: Stage, optimizer: torch.optim.AdamW, step: int, state: State, seconds: float = 0.0) -> None:
     """Write weights, optimiser, step and seconds spent; whole or not at all."""
     weights = {name: p.detach() for name, p in trainable(stage.trained).items()}
-    with write_whole(state.checkpoint(stage.name)) as path:
-        torch.save(
-            {"step": step, "seconds": seconds, "weights": weights, "optimizer": optimizer.state_dict()}, path
-        )
+    write(state, stage.name, step, weights, optimizer.state_dict(), seconds)
+
+
+def write(
+    state: State,
+    stage: str,
+    step: int,
+    weights: Mapping[str, Tensor],
+    optimizer: Mapping[str, Any],
+    seconds: float = 0.0,
+) -> None:
+    """Write a stage's checkpoint. optimizer: empty where none goes on."""
+    kept = {"step": step, "seconds": seconds, "weights": dict(weights), "optimizer": dict(optimizer)}
+    with write_whole(state.checkpoint(stage)) as path:
+        torch.save(kept, path)
 
 
 def read(state: State, stage: str) -> dict[str, Any]:
@@ -226,7 +237,8 @@ def restore(stage: Stage, optimizer: torch.optim.AdamW, state: State) -> tuple[i
         return 0, 0.0
     checkpoint = read(state, stage.name)
     put(stage.trained, checkpoint["weights"])
-    optimizer.load_state_dict(checkpoint["optimizer"])
+    if checkpoint["optimizer"]:
+        optimizer.load_state_dict(checkpoint["optimizer"])
     return int(checkpoint["step"]), float(checkpoint["seconds"])
 
 

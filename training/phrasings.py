@@ -465,6 +465,21 @@ SQA = Phrasings(
     """),
 )
 
+FIND = Phrasings(
+    _listed("""
+        Which option is {option}? A. {a}; B. {b}; C. {c}.
+        Which of these is {option}? A. {a} B. {b} C. {c}
+        Which of them says {option}? A: {a}, B: {b}, C: {c}
+        Where does it say {option}? (A) {a} (B) {b} (C) {c}
+        Find {option}. A. {a}; B. {b}; C. {c}
+        Choose {option}. Options: A. {a}; B. {b}; C. {c}.
+        Choose the correct answer: {option}. A. {a}; B. {b}; C. {c}.
+    """),
+    _listed("""
+        Pick {option}: (A) {a}; (B) {b}; (C) {c}.
+    """),
+)
+
 COT_GERMAN = Phrasings(
     _listed("""
         First transcribe {audio}, then translate it into German.

@@ -57,7 +57,7 @@ class Recipe:
     """
 
     name: str = "wavllm-small"
-    seed: int = 20261125
+    seed: int = 20261128
     num_clips: int = 49_152
     num_validation_clips: int = 256
     shard_clips: int = 128
@@ -68,8 +68,8 @@ class Recipe:
     language: StageBudget = field(default_factory=lambda: StageBudget(5000, 12, 5, 1.5e-3))
     acoustic: StageBudget = field(default_factory=lambda: StageBudget(2500, 24, 1, 2e-3))
     align: StageBudget = field(default_factory=lambda: StageBudget(2400, 48, 1, 3e-3))
-    single: StageBudget = field(default_factory=lambda: StageBudget(1700, 12, 5, 2e-3))
-    joint: StageBudget = field(default_factory=lambda: StageBudget(1000, 20, 1, 6e-4))
+    single: StageBudget = field(default_factory=lambda: StageBudget(2600, 12, 5, 2e-3))
+    joint: StageBudget = field(default_factory=lambda: StageBudget(1200, 20, 1, 6e-4))
     single_share: float = 0.45
     ctc: float = 0.3
     use_prompt_adapter: bool = True
@@ -127,7 +127,7 @@ class Recipe:
             wavlm_branch=BranchConfig(128, 96, 48, 64),
             llama=LlamaConfig(
                 hidden_size=256,
-                num_hidden_layers=6,
+                num_hidden_layers=5,
                 num_attention_heads=4,
                 intermediate_size=704,
                 vocab_size=self.vocab_size,

@@ -19,7 +19,6 @@ from training.features import extract_wavlm, extract_whisper
 from training.language import CopyStage, LanguageStage
 from training.listening import AlignStage, JointStage, ListeningStage, OneStage, SingleStage
 from training.loop import Stage, put, read, train
-from training.network import new_model
 from training.recipe import SHARES, Recipe, State
 from training.tokens import SYMBOLS, Encoder, vocabulary_texts
 
@@ -82,7 +81,7 @@ def language(run: Run) -> None:
 def acoustic(run: Run) -> None:
     """WavLM, and its features of the clips."""
     _, config = open_encoder(run.recipe, run.state)
-    encoder = new_model(config, run.recipe.seed).audio_encoder.to(run.device)
+    encoder = assemble(run.recipe, run.state, config, ()).audio_encoder.to(run.device)
     run.train(AcousticStage(encoder, run.recipe, run.state, run.device))
     extract_wavlm(encoder, config, run.state, run.device, run.loaders)
 

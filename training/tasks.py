@@ -12,7 +12,8 @@ from training.refusals import draw_refusal
 from training.scripts import Script, draw_fact
 
 TASKS: tuple[str, ...] = (
-    "asr", "en2de", "sv", "emotion", "sqa", "sqqa", "content", "summary", "ii", "cot", "refusal", "text",
+    "asr", "en2de", "sv", "emotion", "sqa", "find", "sqqa", "content", "summary", "ii", "cot", "refusal",
+    "text",
 )  # fmt: skip
 
 _SINGLES = ("asr", "en2de", "sv", "emotion", "content", "summary", "text")
@@ -36,6 +37,7 @@ def tasks_for(script: Script) -> list[str]:
         "en2de": script.german is not None,
         "sqa": bool(script.questions),
         "content": bool(script.questions),
+        "find": bool(script.questions),
         "sqqa": script.answer is not None,
         "summary": script.summary is not None,
         "cot": bool(_cot_makers(script)),
@@ -93,6 +95,17 @@ def _sqa(script: Script, rng: random.Random, part: Part) -> Made:
     layout = say.SQA.draw(rng, part)
     instruction = layout.format(question=choice.question, a=first, b=second, c=third)
     return instruction, f"{choice.options[choice.correct]}. ({_LETTERS[choice.correct]})"
+
+
+def _find(script: Script, rng: random.Random, part: Part) -> Made:
+    """The letter of an option that the instruction itself names: what `sqa` asks, without the listening."""
+    choice = rng.choice(script.questions)
+    first, second, third = choice.options
+    letter = rng.randrange(3)
+    option = choice.options[letter]
+    named = option[0].lower() + option[1:]
+    instruction = say.FIND.draw(rng, part).format(option=named, a=first, b=second, c=third)
+    return instruction, f"{option}. ({_LETTERS[letter]})"
 
 
 def _sqqa(script: Script, rng: random.Random, part: Part) -> Made:
@@ -206,4 +219,5 @@ _MAKERS: dict[str, Maker] = {
     "cot": _cot,
     "refusal": _refusal,
     "text": _text,
+    "find": _find,
 }

@@ -10,7 +10,7 @@ import pytest
 from training import phrasings, refusals
 from training.facts import families
 from training.grammar import EVERYDAY, everyday_sentence
-from training.phrasings import AUDIO, Phrasings, normal
+from training.phrasings import AUDIO, Part, Phrasings, normal
 from training.scripts import EMOTIONS, Line, Script, draw_script, ordinary_script, split_of
 from training.tasks import TASKS, make_example, tasks_for
 from training.words import Entry, fill_german, pick, tables
@@ -203,6 +203,18 @@ def test_transcripts_and_translations_are_those_of_the_lines() -> None:
     assert make_example("asr", script, rng, "train").answer == "One. Two."
     assert make_example("en2de", script, rng, "train").answer == "Eins. Zwei."
     assert make_example("cot", script, rng, "train").answer == "One. Two.\nEins. Zwei."
+
+
+@pytest.mark.parametrize("part", ["train", "held_out"])
+def test_the_letter_is_that_of_the_option_named(part: Part) -> None:
+    letters = set()
+    for number, script in enumerate(_many("story", "train")[:100]):
+        example = make_example("find", script, random.Random(number), part)
+        option, letter = re.fullmatch(r"(.+)\. \(([ABC])\)", example.answer).groups()
+        assert f"{option[0].lower()}{option[1:]}" in example.instruction
+        assert re.search(rf"{letter}[.:)] {re.escape(option)}\b", example.instruction), example
+        letters.add(letter)
+    assert letters == {"A", "B", "C"}
 
 
 @pytest.mark.parametrize("voices", [1, 2])
