@@ -16,6 +16,10 @@ from server.engine.runner import Runner
 
 Waveform = npt.NDArray[np.float32]
 Clips = dict[bytes, Waveform]
+PLANNED = 0.65
+"""Of a slice, what is planned for. The rest is for pieces that last longer than expected, and for the answers'
+own step, which takes longer after a slice than after another step.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +34,7 @@ class EncoderPass:
 class Encoding:
     """At most one pass at a time. The clips of a pass that failed are encoded one by one after it.
 
-    slice_s: seconds that one step gives to it.
+    slice_s: seconds by which it may make a step longer, but for one step in a hundred.
     """
 
     def __init__(self, runner: Runner, slice_s: float = float("inf")) -> None:
@@ -67,7 +71,7 @@ class Encoding:
             self.begin(dict([self._alone.popleft()]))
         if self._pass is None:
             return {}
-        return self._runner.advance(self._pass.pieces, share * self.slice_s) or {}
+        return self._runner.advance(self._pass.pieces, share * PLANNED * self.slice_s) or {}
 
     def end(self) -> None:
         """The pass has given its embeddings."""
