@@ -17,8 +17,8 @@ from server.engine.runner import Runner
 Waveform = npt.NDArray[np.float32]
 Clips = dict[bytes, Waveform]
 PLANNED = 0.65
-"""Of a slice, what is planned for. The rest is for pieces that last longer than expected, and for the answers'
-own step, which takes longer after a slice than after another step.
+"""Of a slice, what is planned for. The rest is for pieces that last longer than expected, and for the decode
+step, which takes longer after a slice.
 """
 
 
