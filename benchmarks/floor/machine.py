@@ -40,7 +40,7 @@ FORMS: dict[str, Form] = {
     "x @ V": _transposed,
 }
 """V is the weight stored the other way."""
-if torch.backends.mkldnn.is_available():
+if torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
     FORMS["oneDNN"] = _packed  # the weight in an order of its own, made for so many rows
 ROW_FORMS: dict[str, Form] = {"mv": lambda weight, rows: lambda x: torch.mv(weight, x[0])}
 """More of them, for a single row."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -53,8 +53,9 @@ def stock_whisper(ours: whisper_encoder.WhisperEncoder) -> WhisperEncoder:
 def stock_wavlm(ours: wavlm_modules.WavLM) -> WavLMModel:
     """transformers' encoder over the same weights, its weight norm folded if theirs is."""
     unmasked = {"mask_time_prob": 0.0, "mask_feature_prob": 0.0}
+    options: dict[str, Any] = dataclasses.asdict(ours.config) | unmasked
     with torch.device("meta"):
-        stock = WavLMModel(WavLMConfig(**dataclasses.asdict(ours.config), **unmasked))
+        stock = WavLMModel(WavLMConfig(**options))
     if not is_parametrized(ours.encoder.pos_conv_embed.conv):
         remove_parametrizations(stock.encoder.pos_conv_embed.conv, "weight")
     return _with_weights_of(ours, stock)

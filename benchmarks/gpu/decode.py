@@ -56,16 +56,15 @@ def rows_of(world: World, batch: int) -> list[DecodeRow]:
 
 def flat(world: World, rows: list[DecodeRow]) -> FlatBatch:
     """The same rows as a forward without graphs takes them."""
-    index = {"device": world.device}
     slots = [row.pages[row.position // PAGE_SIZE] * PAGE_SIZE + row.position % PAGE_SIZE for row in rows]
-    positions = torch.tensor([row.position for row in rows], **index)
+    positions = torch.tensor([row.position for row in rows], device=world.device)
     return FlatBatch(
-        world.model.embed_tokens(torch.tensor([row.token for row in rows], **index)),
+        world.model.embed_tokens(torch.tensor([row.token for row in rows], device=world.device)),
         positions,
-        torch.tensor(slots, **index),
+        torch.tensor(slots, device=world.device),
         torch.stack([row.scale for row in rows]),
         (),
-        DecodeRows(0, torch.tensor([row.pages for row in rows], **index), positions + 1),
+        DecodeRows(0, torch.tensor([row.pages for row in rows], device=world.device), positions + 1),
     )
 
 
@@ -143,7 +142,7 @@ def measure_products(world: World, rates: Rates) -> dict[str, Any]:
 
 def _captured(work: Any) -> torch.cuda.CUDAGraph:
     """A graph of `work`, so that launches cost nothing."""
-    aside = torch.cuda.Stream()
+    aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     with torch.cuda.stream(aside):
         work()
     torch.cuda.current_stream().wait_stream(aside)
