@@ -5,14 +5,14 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
 from model.pieces import Pieces
-from server.engine.runner import Runner
+from server.engine.runner import Pace, Runner
 
 Waveform = npt.NDArray[np.float32]
 Clips = dict[bytes, Waveform]
@@ -24,11 +24,14 @@ step, which takes longer after a slice.
 
 @dataclass(frozen=True, slots=True)
 class EncoderPass:
-    """clips: [T] float32 at 16 kHz by key. pieces: what is left to compute. begun: monotonic time."""
+    """clips: [T] float32 at 16 kHz by key. pieces: what is left to compute. begun: monotonic time. pace: of
+    the pieces.
+    """
 
     clips: Clips
     pieces: Pieces[dict[bytes, Tensor]]
     begun: float
+    pace: Pace = field(default_factory=Pace)
 
 
 class Encoding:
@@ -71,7 +74,8 @@ class Encoding:
             self.begin(dict([self._alone.popleft()]))
         if self._pass is None:
             return {}
-        return self._runner.advance(self._pass.pieces, share * PLANNED * self.slice_s) or {}
+        budget_s = share * PLANNED * self.slice_s
+        return self._runner.advance(self._pass.pieces, budget_s, self._pass.pace) or {}
 
     def end(self) -> None:
         """The pass has given its embeddings."""

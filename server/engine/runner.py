@@ -39,6 +39,17 @@ class Threads:
 
 
 @dataclass(slots=True)
+class Pace:
+    """How long a piece of one encoder pass may last: as long as the longest before, by and by forgotten."""
+
+    longest_s: float = 0.0
+
+    def note(self, seconds: float) -> None:
+        """One more piece."""
+        self.longest_s = max(seconds, FORGET * self.longest_s)
+
+
+@dataclass(slots=True)
 class Results:
     """What one forward gave: the next token of each sequence that reached its end."""
 
@@ -64,7 +75,6 @@ class Runner:
         # The page after the last is nobody's: rows that pad a captured step write there.
         self.cache = model.new_cache(num_pages + (fused is not None and fused.is_for_graphs), page_size)
         self.threads = Threads(torch.get_num_threads(), torch.get_num_threads())
-        self._longest_piece_s = 0.0
         self._encoder_runs: list[EncoderRun] = []
         self._clips: dict[bytes, Tensor] = {}
         self._scales: dict[bytes, Tensor] = {}
@@ -85,7 +95,6 @@ class Runner:
     def encoding(self, clips: Mapping[bytes, Waveform]) -> Pieces[dict[bytes, Tensor]]:
         """Waveforms [T] float32 at 16 kHz -> their embeddings [n, D], in one batch, piece by piece."""
         encoder = self.model.audio_encoder
-        self._longest_piece_s = 0.0
         features = []
         for wave in clips.values():
             features.append(self.model.clip_features(torch.from_numpy(wave)))
@@ -97,22 +106,23 @@ class Runner:
         return dict(zip(clips, fused, strict=True))
 
     @torch.inference_mode()
-    def advance(self, encoding: Pieces[dict[bytes, Tensor]], budget_s: float) -> dict[bytes, Tensor] | None:
+    def advance(
+        self, encoding: Pieces[dict[bytes, Tensor]], budget_s: float, pace: Pace
+    ) -> dict[bytes, Tensor] | None:
         """Go on with a pass until its next piece would end past the budget. Returns its result at the end.
 
-        At least one piece is computed, and each is taken to last as long as the longest before, by and by
-        forgotten.
+        At least one piece is computed. pace: of this pass.
         """
         _use_threads(self.threads.encode)
         begin = now = time.perf_counter()
-        while now == begin or now - begin + self._longest_piece_s <= budget_s:
+        while now == begin or now - begin + pace.longest_s <= budget_s:
             try:
                 next(encoding)
             except StopIteration as end:
                 embeddings: dict[bytes, Tensor] = end.value
                 return embeddings
             before, now = now, time.perf_counter()
-            self._longest_piece_s = max(now - before, FORGET * self._longest_piece_s)
+            pace.note(now - before)
         return None
 
     def keep_clip(self, key: bytes, embeddings: Tensor) -> None:
