@@ -7,7 +7,7 @@ samples of a clip at 512 channels; here both walk through the clip. Tested equal
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,10 @@ from model.wavlm_modules import Attention, Layer, WavLM, position_buckets
 
 Statistics = tuple[Tensor, Tensor]
 """Mean and variance, [channels] each."""
+TOGETHER = 4
+"""Convolutions that a piece computes one after the other, so that their many samples stay in a CPU's cache.
+Of the later ones' frames a piece takes more: products of few rows are slow.
+"""
 QUERY_CHUNK = 128
 """Rows of attention at a time: its bias is one number per head and pair of frames, 1.7 GB at once for a clip
 of two minutes. On a CPU small chunks stay in its cache."""
@@ -43,32 +47,56 @@ class WavLMFrontEnd:
 
     def __call__(self, wave: Tensor) -> Pieces[Tensor]:
         """[T] -> [F, C]."""
+        last = len(self._layers)
         frames = _outputs(len(wave), self._kernels, self._strides)
-        step = rows_of_a_piece(self._flops_per_frame(), wave.device)
-        if frames <= step:
-            return self._compute(wave, None)
+        if frames <= rows_of_a_piece(self._flops_per_frame(0, last), wave.device):
+            return self._later(0, wave[:, None])
         norm = self._statistics(wave) if self._is_base else None
+        together = min(TOGETHER, last)
+        x = yield from self._pieces(wave, 0, together, lambda part: self._first(part, norm))
+        return (yield from self._pieces(x, together, last, lambda part: self._later(together, part)))
+
+    def _pieces(
+        self, x: Tensor, first: int, last: int, compute: Callable[[Tensor], Tensor]
+    ) -> Pieces[Tensor]:
+        """Layers first:last over [t, ...] -> [f, ...], in pieces of about equal size."""
+        kernels, strides = self._kernels[first:last], self._strides[first:last]
+        frames = _outputs(len(x), kernels, strides)
+        num_pieces = -(-frames // rows_of_a_piece(self._flops_per_frame(first, last), x.device))
+        step = -(-frames // num_pieces)
         parts = []
         for start in range(0, frames, step):
-            part = wave[_inputs(start, min(start + step, frames), self._kernels, self._strides)]
-            parts.append(self._compute(part, norm))
+            parts.append(compute(x[_inputs(start, min(start + step, frames), kernels, strides)]))
             yield
         return torch.cat(parts)
 
-    def _flops_per_frame(self) -> float:
-        """Of all convolutions; each has as many outputs a frame as the later ones' strides multiply to."""
-        weights: list[int] = [layer.conv.weight.numel() for layer in self._layers]
-        products = [count * math.prod(self._strides[i + 1 :]) for i, count in enumerate(weights)]
-        return 2.0 * sum(products)
+    def _flops_per_frame(self, first: int, last: int) -> float:
+        """Of layers first:last; each has as many outputs a frame as the later ones' strides multiply to.
+        After the last layer comes the projection.
+        """
+        strides = self._strides[first:last]
+        counts: list[int] = [layer.conv.weight.numel() for layer in self._layers[first:last]]
+        counts = [count * math.prod(strides[i + 1 :]) for i, count in enumerate(counts)]
+        if last == len(self._layers):
+            counts.append(self._projection.projection.weight.numel())
+        return 2.0 * sum(counts)
 
-    def _compute(self, wave: Tensor, norm: Statistics | None) -> Tensor:
-        """[t] -> [f, C]. norm: the first layer's mean and variance, if `wave` is not the whole clip."""
-        x = wave[None, :, None] if norm is None else self._first_normalised(wave, norm)[None]
-        first = 0 if norm is None else 1
-        for layer, row_weight in zip(self._layers[first:], self._row_weights[first:], strict=True):
-            x = layer(x, row_weight)
-        rows: Tensor = self._projection(x)[0]
+    def _first(self, wave: Tensor, norm: Statistics | None) -> Tensor:
+        """[t] -> [f, channels], the layers that go together. norm: the first one's mean and variance."""
+        if norm is None:
+            return self._convolve(0, TOGETHER, wave[:, None])
+        return self._convolve(1, TOGETHER, self._first_normalised(wave, norm))
+
+    def _later(self, first: int, x: Tensor) -> Tensor:
+        """[t, channels] -> [f, C]: the layers from `first` on, and the projection."""
+        rows: Tensor = self._projection(self._convolve(first, len(self._layers), x))
         return rows
+
+    def _convolve(self, first: int, last: int, x: Tensor) -> Tensor:
+        x = x[None]
+        for layer, row_weight in zip(self._layers[first:last], self._row_weights[first:last], strict=True):
+            x = layer(x, row_weight)
+        return x[0]
 
     def _first_normalised(self, wave: Tensor, norm: Statistics) -> Tensor:
         """[t] -> [f, channels]: the first layer, its convolution and norm as one matrix product."""
