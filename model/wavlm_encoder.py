@@ -26,6 +26,8 @@ Of the later ones' frames a piece takes more: products of few rows are slow.
 QUERY_CHUNK = 128
 """Rows of attention at a time: its bias is one number per head and pair of frames, 1.7 GB at once for a clip
 of two minutes. On a CPU small chunks stay in its cache."""
+SHORT_FRAMES = 768
+"""15 s: up to there torch's attention of a whole clip is faster on a CPU than products and softmax are."""
 GPU_BIAS_BYTES = 2**28
 """Of the bias of one chunk on a GPU, where a chunk is as large as that allows."""
 
@@ -213,18 +215,25 @@ class WavLMTransformer:
         query, gate = query.flip(2), self._gate(attention, split(x)).flip(2)
         key, value = key.contiguous(), value.contiguous()
         toeplitz = bias.unfold(1, frames, 1)
-        weigh, chunk = _weigh, QUERY_CHUNK
         if x.is_cuda:
-            weigh = _weigh_on_gpu
-            chunk = max(chunk, GPU_BIAS_BYTES // (gate[:, :, :1].numel() * frames * x.itemsize))
-        parts = []
-        for start in range(0, frames, chunk):
-            some = slice(start, start + chunk)
-            parts.append(weigh(query[:, :, some], key, value, gate[:, :, some], toeplitz[:, some], padding))
-            if not x.is_cuda:
-                yield
-        attended: Tensor = torch.cat(parts, dim=2).flip(2).transpose(1, 2).reshape(batch, frames, -1)
-        return attended
+            weigh, clips = _weigh_fused, [slice(None)]
+            chunk = max(QUERY_CHUNK, GPU_BIAS_BYTES // (gate[:, :, :1].numel() * frames * x.itemsize))
+        else:
+            is_short = frames <= SHORT_FRAMES
+            weigh, chunk = (_weigh_fused, frames) if is_short else (_weigh, QUERY_CHUNK)
+            clips = [slice(clip, clip + 1) for clip in range(batch)]
+        attended = []
+        for clip in clips:
+            parts = []
+            left_out = None if padding is None else padding[clip]
+            for start in range(0, frames, chunk):
+                some = slice(start, start + chunk)
+                asked, strength = query[clip, :, some], gate[clip, :, some]
+                parts.append(weigh(asked, key[clip], value[clip], strength, toeplitz[:, some], left_out))
+                if not x.is_cuda:
+                    yield
+            attended.append(torch.cat(parts, dim=2))
+        return torch.cat(attended).flip(2).transpose(1, 2).reshape(batch, frames, -1)
 
     @staticmethod
     def _gate(attention: Attention, x: Tensor) -> Tensor:
@@ -256,10 +265,12 @@ def _weigh(
     return out
 
 
-def _weigh_on_gpu(
+def _weigh_fused(
     query: Tensor, key: Tensor, value: Tensor, gate: Tensor, bias: Tensor, padding: Tensor | None
 ) -> Tensor:
-    """The same by torch's kernel: slower on a CPU by half, and on a GPU it keeps scores in float32."""
+    """The same by torch's kernel, which keeps scores in float32 on a GPU. On a CPU it is faster with short
+    clips and slower by half with long ones.
+    """
     mask = gate * bias
     if padding is not None:
         mask = mask.masked_fill(padding[:, None, None], float("-inf"))

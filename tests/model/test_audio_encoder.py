@@ -57,11 +57,18 @@ def front_end(wavlm: WavLM, wave: torch.Tensor) -> torch.Tensor:
     return stock.feature_projection(features)[0][0]
 
 
+CHUNKED_OR_NOT = pytest.mark.parametrize("short_frames", [0, wavlm_encoder.SHORT_FRAMES])
+"""All clips in chunks, or those of the tests whole."""
+
+
 @VARIANTS
-@pytest.mark.parametrize("chunk", [1, 7, 49, 50, 512])
+@pytest.mark.parametrize(
+    ("chunk", "short_frames"), [(1, 0), (7, 0), (49, 0), (50, 49), (512, 0), (7, wavlm_encoder.SHORT_FRAMES)]
+)
 @torch.no_grad()
-def test_wavlm_gives_the_hidden_states_of_transformers(monkeypatch, config, chunk) -> None:
+def test_wavlm_gives_the_hidden_states_of_transformers(monkeypatch, config, chunk, short_frames) -> None:
     monkeypatch.setattr(wavlm_encoder, "QUERY_CHUNK", chunk)
+    monkeypatch.setattr(wavlm_encoder, "SHORT_FRAMES", short_frames)
     wavlm = build_exact(config)
     for seconds in (0.025, 0.1, 1.01, 2.0):
         wave = noise_clip(seconds).double()
@@ -74,8 +81,10 @@ def test_wavlm_gives_the_hidden_states_of_transformers(monkeypatch, config, chun
 
 
 @VARIANTS
+@CHUNKED_OR_NOT
 @torch.no_grad()
-def test_wavlm_past_the_farthest_bucket(config) -> None:
+def test_wavlm_past_the_farthest_bucket(monkeypatch, config, short_frames) -> None:
+    monkeypatch.setattr(wavlm_encoder, "SHORT_FRAMES", short_frames)
     wavlm = build_exact(dataclasses.replace(config, num_buckets=16, max_bucket_distance=20))
     wave = noise_clip(12.3).double()
     expected = hidden_states(stock_wavlm(wavlm)(wave[None], output_hidden_states=True))
@@ -87,9 +96,11 @@ def test_wavlm_past_the_farthest_bucket(config) -> None:
 
 
 @VARIANTS
+@CHUNKED_OR_NOT
 @torch.no_grad()
-def test_wavlm_rows_of_a_padded_batch_equal_the_rows_alone(monkeypatch, config) -> None:
+def test_wavlm_rows_of_a_padded_batch_equal_the_rows_alone(monkeypatch, config, short_frames) -> None:
     monkeypatch.setattr(wavlm_encoder, "QUERY_CHUNK", 16)
+    monkeypatch.setattr(wavlm_encoder, "SHORT_FRAMES", short_frames)
     wavlm = build_exact(config)
     rows = [front_end(wavlm, noise_clip(s, seed=i).double()) for i, s in enumerate((1.5, 0.025, 0.62, 1.02))]
     lengths = [len(row) for row in rows]
@@ -110,7 +121,7 @@ def test_attention_as_a_gpu_takes_it_is_the_same(padded: bool) -> None:
     )
     padding = torch.tensor([[False] * 9, [False] * 6 + [True] * 3]) if padded else None
     ours = wavlm_encoder._weigh(query, key, value, gate, bias, padding)
-    theirs = wavlm_encoder._weigh_on_gpu(query, key, value, gate, bias, padding)
+    theirs = wavlm_encoder._weigh_fused(query, key, value, gate, bias, padding)
     assert torch.allclose(ours, theirs, rtol=0, atol=1e-12)
 
 
