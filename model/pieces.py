@@ -16,8 +16,10 @@ from torch import Tensor, nn
 T = TypeVar("T")
 Pieces = Generator[None, None, T]
 
-CPU_FLOPS = 3e9
-"""Of one piece, about: some 20 to 50 ms on two cores. A third of it costs a tenth of the products' rate."""
+CPU_FLOPS = 3.2e9
+"""Of one piece, about: some 20 to 50 ms on two cores. A third of it costs a tenth of the products' rate. A window
+of Whisper base through a feed-forward half is just one piece.
+"""
 GPU_FLOPS = 2e12
 """Some 4 ms of a large GPU. There a layer of a few clips is one piece: launches would cost more."""
 
