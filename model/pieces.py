@@ -17,8 +17,8 @@ T = TypeVar("T")
 Pieces = Generator[None, None, T]
 
 CPU_FLOPS = 3.2e9
-"""Of one piece, about: some 20 to 50 ms on two cores. A third of it costs a tenth of the products' rate. A window
-of Whisper base through a feed-forward half is just one piece.
+"""Of one piece, about: some 20 to 50 ms on two cores. A third of it costs a tenth of the products' rate. Half
+of Whisper base's feed-forward network over one window is just one piece.
 """
 GPU_FLOPS = 2e12
 """Some 4 ms of a large GPU. There a layer of a few clips is one piece: launches would cost more."""
