@@ -6,7 +6,7 @@ shapes and the kind of device alone, never on what else runs, so a result does n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from typing import TypeVar
 
 import torch
@@ -46,6 +46,11 @@ def pauses(x: Tensor) -> Pieces[None]:
         yield
 
 
+def join(parts: Sequence[Tensor], dim: int = 0) -> Tensor:
+    """The parts one after the other; a single one is not copied."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim)
+
+
 def linear(
     layer: nn.Linear, x: Tensor, activation: Callable[[Tensor], Tensor] | None = None
 ) -> Pieces[Tensor]:
@@ -58,21 +63,24 @@ def linear(
         parts.append(out if activation is None else activation(out))
         if num_pieces > 1 or not x.is_cuda:
             yield
-    whole = parts[0] if len(parts) == 1 else torch.cat(parts)
-    return whole.view(*x.shape[:-1], -1)
+    return join(parts).view(*x.shape[:-1], -1)
 
 
 def convolve(layer: nn.Conv1d, x: Tensor) -> Pieces[Tensor]:
     """[B, a, T] -> [B, b, frames]: the convolution with its own zero padding, some frames at a time."""
     kernel, stride, padding = layer.kernel_size[0], layer.stride[0], int(layer.padding[0])
     weight = layer.weight
-    padded = F.pad(x, (padding, padding))
-    frames = (padded.shape[-1] - kernel) // stride + 1
+    frames = (x.shape[-1] + 2 * padding - kernel) // stride + 1
     step = rows_of_a_piece(2.0 * weight.numel() * len(x), x.device)
+    if frames <= step:
+        whole: Tensor = layer(x)
+        yield
+        return whole
+    padded = F.pad(x, (padding, padding))
     parts = []
     for start in range(0, frames, step):
         last = min(start + step, frames) - 1
         part = padded[..., start * stride : last * stride + kernel]
         parts.append(F.conv1d(part, weight, layer.bias, stride, groups=layer.groups))
         yield
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+    return join(parts, -1)

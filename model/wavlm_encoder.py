@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.pieces import Pieces, convolve, linear, pauses, rows_of_a_piece
+from model.pieces import Pieces, convolve, join, linear, pauses, rows_of_a_piece
 from model.wavlm_modules import Attention, Layer, WavLM, position_buckets
 
 Statistics = tuple[Tensor, Tensor]
@@ -70,7 +70,7 @@ class WavLMFrontEnd:
         for start in range(0, frames, step):
             parts.append(compute(x[_inputs(start, min(start + step, frames), kernels, strides)]))
             yield
-        return torch.cat(parts)
+        return join(parts)
 
     def _flops_per_frame(self, first: int, last: int) -> float:
         """Of layers first:last; each has as many outputs a frame as the later ones' strides multiply to.
@@ -232,8 +232,8 @@ class WavLMTransformer:
                 parts.append(weigh(asked, key[clip], value[clip], strength, toeplitz[:, some], left_out))
                 if not x.is_cuda:
                     yield
-            attended.append(torch.cat(parts, dim=2))
-        return torch.cat(attended).flip(2).transpose(1, 2).reshape(batch, frames, -1)
+            attended.append(join(parts, 2))
+        return join(attended).flip(2).transpose(1, 2).reshape(batch, frames, -1)
 
     @staticmethod
     def _gate(attention: Attention, x: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import WhisperEncoderConfig
-from model.pieces import Pieces, convolve, linear, pauses, rows_of_a_piece
+from model.pieces import Pieces, convolve, join, linear, pauses, rows_of_a_piece
 
 FAST_QUERIES = 768
 """torch's attention on a CPU takes fewer keys and queries at a time below that, and a tenth longer."""
@@ -90,21 +90,24 @@ def _attend(attention: WhisperAttention, x: Tensor) -> Pieces[Tensor]:
     def split(projected: Tensor) -> Tensor:
         return projected.view(windows, frames, attention.num_heads, -1).transpose(1, 2)
 
-    query = split((yield from linear(attention.q_proj, x)) * attention.scaling)
+    query = split((yield from linear(attention.q_proj, x)))
     key = split((yield from linear(attention.k_proj, x)))
     value = split((yield from linear(attention.v_proj, x)))
-    if x.is_cuda and frames <= rows_of_a_piece(4.0 * frames * size * windows, x.device):
-        whole = F.scaled_dot_product_attention(query, key, value, scale=1.0)
-        return whole.transpose(1, 2).reshape(windows, frames, size)
-    attended = torch.empty_like(x)
-    step = max(rows_of_a_piece(4.0 * frames * size, x.device), FAST_QUERIES)
-    num_pieces = max(1, frames // step)
-    for window, out in enumerate(split(attended).chunk(windows)):
-        one = slice(window, window + 1)
-        for part, place in zip(query[one].chunk(num_pieces, 2), out.chunk(num_pieces, 2), strict=True):
-            place.copy_(F.scaled_dot_product_attention(part, key[one], value[one], scale=1.0))
-            yield
-    return attended
+    clips, step = [slice(None)], rows_of_a_piece(4.0 * frames * size * windows, x.device)
+    is_cut = not x.is_cuda or frames > step
+    if is_cut:
+        clips = [slice(window, window + 1) for window in range(windows)]
+        step = max(rows_of_a_piece(4.0 * frames * size, x.device), FAST_QUERIES)
+    attended = []
+    for clip in clips:
+        parts = []
+        for part in query[clip].chunk(max(1, frames // step), dim=2):
+            attend = F.scaled_dot_product_attention
+            parts.append(attend(part, key[clip], value[clip], scale=attention.scaling))
+            if is_cut:
+                yield
+        attended.append(join(parts, 2))
+    return join(attended).transpose(1, 2).reshape(windows, frames, size)
 
 
 def _finite(x: Tensor) -> Tensor:
