@@ -31,7 +31,7 @@ def load_model(
     if pieces != rows:
         raise CheckpointError(f"{directory}: the tokenizer has {pieces} pieces, the model {rows}")
     model = empty_model(config, device, dtype)
-    _fill(model, directory, progress)
+    fill(model, directory, progress)
     model.audio_encoder.fold_weight_norm()
     return model.eval().requires_grad_(False), tokenizer
 
@@ -69,7 +69,9 @@ class _NoFirstWeights(TorchFunctionMode):
 
 
 @torch.no_grad()
-def _fill(model: SpeechLLM, directory: Path, progress: Progress | None) -> None:
+@torch.no_grad()
+def fill(model: SpeechLLM, directory: Path, progress: Progress | None = None) -> None:
+    """Copy a directory's weights into a model of its sizes, LoRA and weight norm as they are."""
     tensors = open_tensors(directory)
     places = tensor_places(model)
     done, total = 0, tensors.num_bytes

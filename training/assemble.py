@@ -25,11 +25,17 @@ def open_encoder(recipe: Recipe, state: State) -> tuple[Encoder, SpeechLLMConfig
     return Encoder(tokenizer, config.llama), config
 
 
-def assemble(recipe: Recipe, state: State, config: SpeechLLMConfig, stages: tuple[str, ...]) -> SpeechLLM:
-    """First weights, Whisper's encoder, then the checkpoints of `stages` in order; ablated parts silent."""
+def first_model(recipe: Recipe, state: State, config: SpeechLLMConfig) -> SpeechLLM:
+    """The network that a run begins with: first weights, or those of a trained model."""
     model = new_model(config, recipe.seed)
     if state.checkpoint(START).exists():
         put(model, read(state, START)["weights"])
+    return model
+
+
+def assemble(recipe: Recipe, state: State, config: SpeechLLMConfig, stages: tuple[str, ...]) -> SpeechLLM:
+    """The first model, Whisper's encoder, then the checkpoints of `stages` in order; ablated parts silent."""
+    model = first_model(recipe, state, config)
     model.audio_encoder.whisper.load_state_dict(open_whisper(config).state_dict())
     for stage in stages:
         weights = read(state, stage)["weights"]

@@ -17,14 +17,13 @@ import torch
 import typer
 from torch import Tensor
 
-from model.checkpoint import tensor_places
-from model.checkpoint_format import TOKENIZER_FILE, CheckpointError, expected_tensors, open_tensors
+from model.checkpoint import empty_model, fill
+from model.checkpoint_format import TOKENIZER_FILE, CheckpointError, expected_tensors
 from model.config import SpeechLLMConfig
 from model.speech_llm import SpeechLLM
 from model.tokenizer import Tokenizer
 from training.assemble import START
 from training.loop import write
-from training.network import new_model
 from training.recipe import RECIPES, Recipe, State
 from training.scales import measure
 
@@ -45,42 +44,21 @@ def begin(directory: Path, recipe: Recipe, state: State) -> None:
     if expected_tensors(config) != expected_tensors(recipe.model_config()):
         raise CheckpointError(f"{directory}: its sizes are not those of the recipe")
     state.root.mkdir(parents=True, exist_ok=True)
-    model = trained(directory, config, recipe.seed)
-    merge_lora(model, mean_scale(model, Tokenizer(directory / TOKENIZER_FILE)))
-    fresh = new_model(config, recipe.seed)
-    weights = dict(model.named_parameters())
-    kept = {name: weights[name].detach() for name in dict(fresh.named_parameters()) if is_kept(name)}
+    model = empty_model(config, torch.device("cpu"), torch.float32)
+    fill(model, directory)
+    model.llama.merge(mean_scale(model, Tokenizer(directory / TOKENIZER_FILE)))
+    weights = {name: weight.detach() for name, weight in model.named_parameters()}
+    kept = {name: weight for name, weight in weights.items() if not name.startswith("prompt_adapter.")}
     write(state, START, 0, kept, {})
     for stage in LEARNT:
         write(state, stage, getattr(recipe, stage).steps, {}, {})
     shutil.copyfile(directory / TOKENIZER_FILE, state.tokenizer)
 
 
-def trained(directory: Path, config: SpeechLLMConfig, seed: int) -> SpeechLLM:
-    """The network with a directory's weights in float32, its LoRA and weight norm as they are."""
-    model = new_model(config, seed)
-    tensors, places = open_tensors(directory), tensor_places(model)
-    for name, shape in expected_tensors(config).items():
-        places[name].copy_(tensors.get(name).reshape(shape))
-    return model
-
-
 def mean_scale(model: SpeechLLM, tokenizer: Tokenizer) -> Tensor:
     """[D] over the instructions of all tasks."""
     measured = measure(model, tokenizer, INSTRUCTIONS, seed=1)
     return torch.cat([row.scales for row in measured]).mean(dim=0)
-
-
-def merge_lora(model: SpeechLLM, scale: Tensor) -> None:
-    """Fold every LoRA into its weight at one scale [D], in place."""
-    for block in model.llama.blocks:
-        for linear in (block.attention.qkv, block.attention.o):
-            linear.merge(scale)
-
-
-def is_kept(name: str) -> bool:
-    """Whether a parameter goes on with the directory's weights."""
-    return "lora_" not in name and not name.startswith("prompt_adapter.")
 
 
 def main(

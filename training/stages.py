@@ -12,7 +12,7 @@ from model.checkpoint_format import ShardWriter, expected_tensors
 from model.speech_llm import SpeechLLM
 from model.tokenizer import train_tokenizer
 from training.acoustic import AcousticStage
-from training.assemble import STAGES, assemble, open_encoder
+from training.assemble import STAGES, assemble, first_model, open_encoder
 from training.corpus import make_speech
 from training.dataset import Dataset
 from training.features import extract_wavlm, extract_whisper
@@ -81,7 +81,7 @@ def language(run: Run) -> None:
 def acoustic(run: Run) -> None:
     """WavLM, and its features of the clips."""
     _, config = open_encoder(run.recipe, run.state)
-    encoder = assemble(run.recipe, run.state, config, ()).audio_encoder.to(run.device)
+    encoder = first_model(run.recipe, run.state, config).audio_encoder.to(run.device)
     run.train(AcousticStage(encoder, run.recipe, run.state, run.device))
     extract_wavlm(encoder, config, run.state, run.device, run.loaders)
 
