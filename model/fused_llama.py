@@ -24,8 +24,6 @@ from model.prepacked import Weight
 
 Read = Callable[[int, Tensor], Tensor]
 """Attention of one layer's queries [N, H, d] over the cache -> [N, H, d]."""
-Attend = Callable[[int, Tensor], Tensor]
-"""One layer's q, k, v and the LoRA's part [N, 3 D + 3 r] -> what its attention gives [N, D]."""
 GPU_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 CPU_DTYPES = (torch.float32, torch.float64)
 
@@ -123,44 +121,35 @@ class FusedLlama:
     ) -> Tensor:
         """Embeddings x [N, D] -> hidden states [N, D]. positions, slots: [N]. scale: [N, D]."""
         rotary = self._llama.rotary_table(x)
-
-        def attend(index: int, projected: Tensor) -> Tensor:
-            query = self._ops.write_qkv(
-                projected, self._layers[index].qkv_b, scale, rotary, positions, slots,
-                cache.keys[index], cache.values[index],
-            )  # fmt: skip
-            return read(index, query).flatten(1)
-
-        through = self._one_row if len(x) == 1 and self._ops.ON_GPU else self._rows
-        return through(x, scale, attend)
-
-    def _one_row(self, x: Tensor, scale: Tensor, attend: Attend) -> Tensor:
-        """[1, D] -> [1, D]."""
-        ops = self._ops
+        step = self._one_row if len(x) == 1 and self._ops.ON_GPU else self._rows
         for index, layer in enumerate(self._layers):
-            epsilon = layer.epsilon
-            attended = attend(index, ops.gemv(x, layer.qkv.plain, norm=layer.attention_norm, epsilon=epsilon))
-            x = ops.add_lora(x, ops.gemv(attended, layer.o.plain), layer.o_b, scale)
-            norm = layer.feed_forward_norm
-            wide = ops.gemv(x, layer.gate_up.plain, norm=norm, epsilon=epsilon, swiglu=True)
-            x = ops.gemv(wide, layer.down.plain, residual=x)
+
+            def attend(projected: Tensor, index: int = index, layer: _Layer = layer) -> Tensor:
+                query = self._ops.write_qkv(
+                    projected, layer.qkv_b, scale, rotary, positions, slots,
+                    cache.keys[index], cache.values[index],
+                )  # fmt: skip
+                return read(index, query).flatten(1)
+
+            x = step(x, scale, layer, attend)
         return x
 
-    def _rows(self, x: Tensor, scale: Tensor, attend: Attend) -> Tensor:
-        """[N, D] -> [N, D]. Sums carry the norm along that reads them next."""
-        ops, down = self._ops, None
-        for index, layer in enumerate(self._layers):
-            norm, epsilon = layer.attention_norm, layer.epsilon
-            if down is None:
-                read = ops.norm(x, norm, epsilon)
-            else:
-                x, read = ops.add_norm(x, down, norm, epsilon)
-            attended = attend(index, layer.qkv.times(read))
-            x, read = ops.add_lora_norm(
-                x, layer.o.times(attended), layer.o_b, scale, layer.feed_forward_norm, epsilon
-            )
-            down = layer.down.times(ops.swiglu(layer.gate_up.times(read)))
-        return x if down is None else x + down
+    def _one_row(self, x: Tensor, scale: Tensor, layer: _Layer, attend: Callable[[Tensor], Tensor]) -> Tensor:
+        """[1, D] -> [1, D]."""
+        ops, epsilon = self._ops, layer.epsilon
+        attended = attend(ops.gemv(x, layer.qkv.plain, norm=layer.attention_norm, epsilon=epsilon))
+        x = ops.add_lora(x, ops.gemv(attended, layer.o.plain), layer.o_b, scale)
+        wide = ops.gemv(x, layer.gate_up.plain, norm=layer.feed_forward_norm, epsilon=epsilon, swiglu=True)
+        out: Tensor = ops.gemv(wide, layer.down.plain, residual=x)
+        return out
+
+    def _rows(self, x: Tensor, scale: Tensor, layer: _Layer, attend: Callable[[Tensor], Tensor]) -> Tensor:
+        """[N, D] -> [N, D]."""
+        ops, epsilon = self._ops, layer.epsilon
+        attended = attend(layer.qkv.times(ops.norm(x, layer.attention_norm, epsilon)))
+        x = ops.add_lora(x, layer.o.times(attended), layer.o_b, scale)
+        wide = ops.swiglu(layer.gate_up.times(ops.norm(x, layer.feed_forward_norm, epsilon)))
+        return x + layer.down.times(wide)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[R, D] before the final norm -> [R, V]."""

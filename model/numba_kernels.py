@@ -33,32 +33,6 @@ def norm(x, weight, epsilon, out):
 
 
 @compiled
-def add_norm(x, y, weight, epsilon, total, out):
-    """total = x + y, and its norm. All [N, D]."""
-    rows, size = x.shape
-    for row in range(rows):
-        for column in range(size):
-            total[row, column] = x[row, column] + y[row, column]
-    norm(total, weight, epsilon, out)
-
-
-@compiled
-def low_rank(y, first, b, out):
-    """The last columns of y, from `first` on, times the B of some LoRAs. y: [N, first + G r]. b: [G, r, D].
-    out: [G, N, D].
-    """
-    groups, rank, size = b.shape
-    for group in range(groups):
-        for row in range(len(y)):
-            for column in range(size):
-                out[group, row, column] = 0
-            for step in range(rank):
-                low = y[row, first + group * rank + step]
-                for column in range(size):
-                    out[group, row, column] += low * b[group, step, column]
-
-
-@compiled
 def write_qkv(y, update, scale, cos, sin, positions, slots, query, keys, values):
     """LoRA added to q, k and v, q and k rotated, k and v written to their slots.
 
@@ -89,31 +63,25 @@ def write_qkv(y, update, scale, cos, sin, positions, slots, query, keys, values)
 
 
 @compiled
-def write_qkv_few(y, b, scale, cos, sin, positions, slots, query, keys, values):
-    """The same of a few rows, for which LoRA's second product is done here. b: [3, r, D]."""
-    groups, _, size = b.shape
-    update = np.empty((groups, len(y), size), y.dtype)
-    low_rank(y, groups * size, b, update)
-    write_qkv(y, update, scale, cos, sin, positions, slots, query, keys, values)
-
-
-@compiled
-def add_lora_norm(x, y, update, scale, weight, epsilon, total, out):
-    """total = x + y + update * scale, and its norm. All [N, D], y may be wider."""
+def add_lora(x, y, update, scale, out):
+    """out = x + y + update * scale. x, update, scale, out: [N, D]. y: [N, D or more]."""
     rows, size = x.shape
     for row in range(rows):
         for column in range(size):
-            total[row, column] = x[row, column] + y[row, column] + update[row, column] * scale[row, column]
-    norm(total, weight, epsilon, out)
+            out[row, column] = x[row, column] + y[row, column] + update[row, column] * scale[row, column]
 
 
 @compiled
-def add_lora_norm_few(x, y, b, scale, weight, epsilon, total, out):
-    """The same of a few rows. b: [1, r, D]."""
-    rows, size = x.shape
-    update = np.empty((1, rows, size), x.dtype)
-    low_rank(y, size, b, update)
-    add_lora_norm(x, y, update[0], scale, weight, epsilon, total, out)
+def times(low, b, out):
+    """A few rows times the B of some LoRAs. low: [G, N, r]. b: [G, r, D]. out: [G, N, D]."""
+    groups, rows, rank = low.shape
+    for group in range(groups):
+        for row in range(rows):
+            for column in range(b.shape[2]):
+                out[group, row, column] = 0
+            for step in range(rank):
+                for column in range(b.shape[2]):
+                    out[group, row, column] += low[group, row, step] * b[group, step, column]
 
 
 @compiled

@@ -43,14 +43,12 @@ class NumbaOps:
         Gives q [N, H, d].
         """
         rows, (groups, rank, size) = len(y), b.shape
+        low = y[:, groups * size :].view(rows, groups, rank).transpose(0, 1)
+        update = _low_rank(low, b)
         query = y.new_empty(rows, *keys.shape[-2:])
         cos, sin = rotary
-        write, low = kernels.write_qkv_few, b
-        if rows > FEW_ROWS:
-            write = kernels.write_qkv
-            low = torch.bmm(y[:, groups * size :].view(rows, groups, rank).transpose(0, 1), b)
-        write(
-            y.numpy(), low.numpy(), scale.numpy(), cos.numpy(), sin.numpy(),
+        kernels.write_qkv(
+            y.numpy(), update.numpy(), scale.numpy(), cos.numpy(), sin.numpy(),
             positions.numpy(), slots.numpy(),
             query.numpy(), keys.flatten(0, 1).numpy(), values.flatten(0, 1).numpy(),
         )  # fmt: skip
@@ -93,28 +91,14 @@ class NumbaOps:
             other.result()
 
     @staticmethod
-    def add_lora_norm(
-        x: Tensor, y: Tensor, b: Tensor, scale: Tensor, weight: Tensor, epsilon: float
-    ) -> tuple[Tensor, Tensor]:
+    def add_lora(x: Tensor, y: Tensor, b: Tensor, scale: Tensor) -> Tensor:
         """x: [N, D]. y: [N, D + r], an input times W and A. b: [r, D]. scale: [N, D].
-        Gives x + y + low B scale and its RMSNorm.
+        Gives x + y + low B scale.
         """
-        total, out = torch.empty_like(x), torch.empty_like(x)
-        add, low = kernels.add_lora_norm_few, b[None]
-        if len(x) > FEW_ROWS:
-            add, low = kernels.add_lora_norm, y[:, x.shape[1] :] @ b
-        add(
-            x.numpy(), y.numpy(), low.numpy(), scale.numpy(),
-            weight.numpy(), epsilon, total.numpy(), out.numpy(),
-        )  # fmt: skip
-        return total, out
-
-    @staticmethod
-    def add_norm(x: Tensor, y: Tensor, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
-        """[N, D] each. Gives x + y and its RMSNorm."""
-        total, out = torch.empty_like(x), torch.empty_like(x)
-        kernels.add_norm(x.numpy(), y.numpy(), weight.numpy(), epsilon, total.numpy(), out.numpy())
-        return total, out
+        out = torch.empty_like(x)
+        update = _low_rank(y[None, :, x.shape[1] :], b[None])[0]
+        kernels.add_lora(x.numpy(), y.numpy(), update.numpy(), scale.numpy(), out.numpy())
+        return out
 
     @staticmethod
     def norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
@@ -129,3 +113,12 @@ class NumbaOps:
         gate, up = gate_up.chunk(2, dim=-1)
         return F.silu(gate) * up
 
+
+def _low_rank(low: Tensor, b: Tensor) -> Tensor:
+    """low: [G, N, r], in any strides. b: [G, r, D]. Gives [G, N, D]."""
+    groups, rows, _ = low.shape
+    if rows > FEW_ROWS:
+        return torch.bmm(low, b)
+    out = low.new_empty(groups, rows, b.shape[2])
+    kernels.times(low.numpy(), b.numpy(), out.numpy())
+    return out

@@ -99,20 +99,6 @@ def norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     return out
 
 
-def add_lora_norm(
-    x: Tensor, y: Tensor, b: Tensor, scale: Tensor, weight: Tensor, epsilon: float
-) -> tuple[Tensor, Tensor]:
-    """`add_lora`, and the RMSNorm of what it gives."""
-    total = add_lora(x, y, b, scale)
-    return total, norm(total, weight, epsilon)
-
-
-def add_norm(x: Tensor, y: Tensor, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
-    """x + y [N, D], and its RMSNorm."""
-    total = x + y
-    return total, norm(total, weight, epsilon)
-
-
 def swiglu(gate_up: Tensor) -> Tensor:
     """[N, 2 I], gate and up side by side -> silu(gate) * up [N, I]."""
     rows, both = gate_up.shape
