@@ -2,18 +2,19 @@
 
 A decode step of one sequence reads every weight once: it is as fast as memory, if little else is done.
 Eager torch makes some forty calls a layer; here W and the LoRA's A are one product, and the rest are the
-kernels of `model.triton_ops` on a GPU, of `model.numba_ops` on a CPU. On a GPU a lone row goes through
-matrix-vector products that carry norm, SwiGLU and residual along, and sums are float32, rounded to the
-model's dtype less often than eager torch rounds.
+kernels of `model.triton_ops` on a GPU, of `model.numba_ops` on a CPU, where a step of a few sequences is one
+call altogether (`model.decode_step`). On a GPU a lone row goes through matrix-vector products that carry
+norm, SwiGLU and residual along, and sums are float32, rounded to the model's dtype less often than eager
+torch rounds.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -22,9 +23,14 @@ from model.kv_cache import KVCache
 from model.llama import Block, FlatBatch, Llama, PagedAttention
 from model.prepacked import Weight
 
+if TYPE_CHECKING:
+    from model.decode_step import DecodeStep
+
 Read = Callable[[int, Tensor], Tensor]
 """Attention of one layer's queries [N, H, d] over the cache -> [N, H, d]."""
 GPU_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+MOST_ROWS = 12
+"""Of a step on a CPU that is one compiled function; with more, oneDNN's products are faster."""
 CPU_DTYPES = (torch.float32, torch.float64)
 
 
@@ -74,6 +80,7 @@ class FusedLlama:
         self.config = llama.config
         self._layers = [_Layer.of(block) for block in llama.blocks]
         self._head = Weight.of(llama.lm_head)
+        self._decode_step = None if self._ops.ON_GPU else _decode_step(self._layers)
 
     @property
     def is_for_graphs(self) -> bool:
@@ -95,6 +102,8 @@ class FusedLlama:
     def forward(self, batch: FlatBatch, cache: KVCache) -> Tensor:
         """As `Llama.forward`: hidden states [N, D] before the final norm. The batch must carry a scale."""
         assert batch.scale is not None, "a batch without scales"
+        if self._decode_step is not None and not batch.prefills and len(batch.positions) <= MOST_ROWS:
+            return self._decode_step.run(batch, self._llama.rotary_table(batch.embeddings), cache)
         attention = PagedAttention(batch, cache, self._ops.paged_attention)
         return self.run(batch.embeddings, batch.positions, batch.slots, batch.scale, cache, attention.read)
 
@@ -159,6 +168,20 @@ class FusedLlama:
             one: Tensor = self._ops.gemv(hidden, self._head.plain, norm=weight, epsilon=epsilon)
             return one
         return self._head.times(self._ops.norm(hidden, weight, epsilon))
+
+
+def _decode_step(layers: Sequence[_Layer]) -> DecodeStep:
+    """Imported where it is used, as below."""
+    from model.decode_step import DecodeStep
+
+    weights = [
+        (
+            layer.qkv.plain, layer.qkv_b, layer.o.plain, layer.o_b, layer.gate_up.plain, layer.down.plain,
+            layer.attention_norm, layer.feed_forward_norm,
+        )
+        for layer in layers
+    ]  # fmt: skip
+    return DecodeStep(weights, layers[0].epsilon)
 
 
 def _ops_for(device: torch.device) -> Any:

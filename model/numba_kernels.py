@@ -1,4 +1,4 @@
-"""The decoder's small operations on a CPU, compiled by Numba: what eager torch makes forty calls a layer of.
+"""The decoder's small operations on a CPU, compiled by Numba.
 
 Types follow the arrays, float32 or float64; sums are taken in that type. Compiled at first use, and kept
 beside this file (or in the user's cache folder) where that can be written to.
@@ -7,59 +7,81 @@ beside this file (or in the user's cache folder) where that can be written to.
 import numpy as np
 from numba import njit
 
-REORDERED = {"reassoc", "contract", "nsz", "arcp"}
-"""Sums may be taken in any order, which vectorises them. NaN and infinity keep their meaning."""
+OPTIONS = {
+    "nogil": True,
+    # Sums may be taken in any order, which vectorises them. NaN and infinity keep their meaning,
+    "fastmath": {"reassoc", "contract", "nsz", "arcp"},
+    # and a division by zero gives them: nothing here raises.
+    "error_model": "numpy",
+}
 
 
 def compiled(function):
     """Machine code that holds no lock while it runs."""
     try:
-        return njit(function, nogil=True, fastmath=REORDERED, cache=True)
+        return njit(function, **OPTIONS, cache=True)
     except RuntimeError:  # there is nowhere to keep it
-        return njit(function, nogil=True, fastmath=REORDERED)
+        return njit(function, **OPTIONS)
+
+
+def inner(function):
+    """Machine code that such code alone calls. It makes no array of its own: that compiles faster."""
+    return njit(function, **OPTIONS, no_cpython_wrapper=True, no_cfunc_wrapper=True, _nrt=False)
+
+
+@inner
+def norm_row(row, x, weight, epsilon, out):
+    """RMSNorm of a row of x [N, D], times weight [D]."""
+    size = x.shape[1]
+    squares = x.dtype.type(0)
+    for column in range(size):
+        squares += x[row, column] * x[row, column]
+    factor = x.dtype.type(1.0 / np.sqrt(squares / size + epsilon))
+    for column in range(size):
+        out[row, column] = x[row, column] * factor * weight[column]
 
 
 @compiled
 def norm(x, weight, epsilon, out):
-    """RMSNorm of rows x [N, D], times weight [D]."""
-    rows, size = x.shape
-    for row in range(rows):
-        squares = x.dtype.type(0)
-        for column in range(size):
-            squares += x[row, column] * x[row, column]
-        factor = x.dtype.type(1.0 / np.sqrt(squares / size + epsilon))
-        for column in range(size):
-            out[row, column] = x[row, column] * factor * weight[column]
+    """RMSNorm of all rows."""
+    for row in range(len(x)):
+        norm_row(row, x, weight, epsilon, out)
+
+
+@inner
+def write_head(row, head, y, update, scale, cos, sin, position, query, keys, values):
+    """LoRA added to q, k and v of a row's head, q and k rotated. keys, values: [H, d], the row's slot."""
+    num_heads, width = query.shape[1:]
+    size = num_heads * width
+    start = head * width
+    for pair in range(width // 2):
+        c, s = cos[position, pair], sin[position, pair]
+        left = start + 2 * pair
+        right = left + 1
+        even = y[row, left] + update[0, row, left] * scale[row, left]
+        odd = y[row, right] + update[0, row, right] * scale[row, right]
+        query[row, head, 2 * pair] = even * c - odd * s
+        query[row, head, 2 * pair + 1] = even * s + odd * c
+        even = y[row, size + left] + update[1, row, left] * scale[row, left]
+        odd = y[row, size + right] + update[1, row, right] * scale[row, right]
+        keys[head, 2 * pair] = even * c - odd * s
+        keys[head, 2 * pair + 1] = even * s + odd * c
+    for column in range(width):
+        here = start + column
+        values[head, column] = y[row, 2 * size + here] + update[2, row, here] * scale[row, here]
 
 
 @compiled
 def write_qkv(y, update, scale, cos, sin, positions, slots, query, keys, values):
-    """LoRA added to q, k and v, q and k rotated, k and v written to their slots.
+    """Of all rows and heads: queries, and keys and values to their slots.
 
     y: [N, 3 D or more]. update: [3, N, D]. scale: [N, D]. cos, sin: [positions, d / 2]. query: [N, H, d].
     keys, values: [slots, H, d].
     """
-    rows, heads, width = query.shape
-    size = heads * width
-    for row in range(rows):
-        slot, position = slots[row], positions[row]
-        for head in range(heads):
-            start = head * width
-            for pair in range(width // 2):
-                c, s = cos[position, pair], sin[position, pair]
-                first = start + 2 * pair
-                second = first + 1
-                even = y[row, first] + update[0, row, first] * scale[row, first]
-                odd = y[row, second] + update[0, row, second] * scale[row, second]
-                query[row, head, 2 * pair] = even * c - odd * s
-                query[row, head, 2 * pair + 1] = even * s + odd * c
-                even = y[row, size + first] + update[1, row, first] * scale[row, first]
-                odd = y[row, size + second] + update[1, row, second] * scale[row, second]
-                keys[slot, head, 2 * pair] = even * c - odd * s
-                keys[slot, head, 2 * pair + 1] = even * s + odd * c
-            for column in range(width):
-                at = start + column
-                values[slot, head, column] = y[row, 2 * size + at] + update[2, row, at] * scale[row, at]
+    for row in range(query.shape[0]):
+        for head in range(query.shape[1]):
+            slot = slots[row]
+            write_head(row, head, y, update, scale, cos, sin, positions[row], query, keys[slot], values[slot])
 
 
 @compiled
@@ -71,33 +93,31 @@ def add_lora(x, y, update, scale, out):
             out[row, column] = x[row, column] + y[row, column] + update[row, column] * scale[row, column]
 
 
-@compiled
-def times(low, b, out):
-    """A few rows times the B of some LoRAs. low: [G, N, r]. b: [G, r, D]. out: [G, N, D]."""
-    groups, rows, rank = low.shape
-    for group in range(groups):
-        for row in range(rows):
-            for column in range(b.shape[2]):
-                out[group, row, column] = 0
-            for step in range(rank):
-                for column in range(b.shape[2]):
-                    out[group, row, column] += low[group, row, step] * b[group, step, column]
+@inner
+def times_row(low, start, b, first, last, out):
+    """out[first:last] = low[start : start + r] times columns first:last of b [r, D]."""
+    for column in range(first, last):
+        out[column] = 0
+    for step in range(len(b)):
+        for column in range(first, last):
+            out[column] += low[start + step] * b[step, column]
 
 
-@compiled
+@inner
 def score(row, heads, query, keys, table, context, weights):
-    """A row's queries times its keys. heads: from which to which."""
-    page_size = keys.shape[1]
+    """A row's queries times its keys, over the root of their width. heads: from which to which."""
+    page_size, width = keys.shape[1], query.shape[2]
+    factor = query.dtype.type(1 / np.sqrt(width))
     for token in range(context):
         page, at = table[token // page_size], token % page_size
         for head in range(heads[0], heads[1]):
             total = query.dtype.type(0)
-            for column in range(query.shape[2]):
+            for column in range(width):
                 total += query[row, head, column] * keys[page, at, head, column]
-            weights[row, head, token] = total
+            weights[row, head, token] = total * factor
 
 
-@compiled
+@inner
 def soften(row, heads, context, weights):
     """Softmax over the tokens."""
     for head in range(heads[0], heads[1]):
@@ -113,7 +133,7 @@ def soften(row, heads, context, weights):
             weights[row, head, token] /= total
 
 
-@compiled
+@inner
 def mix(row, heads, weights, values, table, context, out):
     """A row's values, weighted."""
     page_size = values.shape[1]
@@ -132,7 +152,7 @@ def mix(row, heads, weights, values, table, context, out):
 def attend(query, keys, values, tables, contexts, first, last, weights, out):
     """Every query over the keys and values of its row's pages.
 
-    first:last: which heads, counted through all rows. query, out: [B, H, d], queries scaled. keys, values:
+    first:last: which heads, counted through all rows. query, out: [B, H, d]. keys, values:
     [pages, page size, H, d]. tables: [B, P]. contexts: [B]. weights: [B, H, T], the longest context or more.
     """
     num_heads = query.shape[1]

@@ -15,8 +15,6 @@ from model.llama import Rotary
 
 SHARE_BYTES = 2**21
 """Keys and values that one thread reads at least: to hand work over costs as much as reading half of that."""
-FEW_ROWS = 8
-"""Up to so many rows a plain loop over the LoRA's B is faster than a product that wakes other threads."""
 
 
 class NumbaOps:
@@ -44,7 +42,7 @@ class NumbaOps:
         """
         rows, (groups, rank, size) = len(y), b.shape
         low = y[:, groups * size :].view(rows, groups, rank).transpose(0, 1)
-        update = _low_rank(low, b)
+        update = torch.bmm(low, b)
         query = y.new_empty(rows, *keys.shape[-2:])
         cos, sin = rotary
         kernels.write_qkv(
@@ -65,7 +63,7 @@ class NumbaOps:
         weights = query.new_empty(batch, heads, int(lengths.max()))
         out = torch.empty_like(query)
         arrays = [
-            (query * width**-0.5).numpy(),
+            query.numpy(),
             keys.numpy(),
             values.numpy(),
             tables.numpy(),
@@ -96,7 +94,7 @@ class NumbaOps:
         Gives x + y + low B scale.
         """
         out = torch.empty_like(x)
-        update = _low_rank(y[None, :, x.shape[1] :], b[None])[0]
+        update = y[:, x.shape[1] :] @ b
         kernels.add_lora(x.numpy(), y.numpy(), update.numpy(), scale.numpy(), out.numpy())
         return out
 
@@ -112,13 +110,3 @@ class NumbaOps:
         """[N, 2 I], gate and up side by side -> silu(gate) * up [N, I]."""
         gate, up = gate_up.chunk(2, dim=-1)
         return F.silu(gate) * up
-
-
-def _low_rank(low: Tensor, b: Tensor) -> Tensor:
-    """low: [G, N, r], in any strides. b: [G, r, D]. Gives [G, N, D]."""
-    groups, rows, _ = low.shape
-    if rows > FEW_ROWS:
-        return torch.bmm(low, b)
-    out = low.new_empty(groups, rows, b.shape[2])
-    kernels.times(low.numpy(), b.numpy(), out.numpy())
-    return out

@@ -77,7 +77,7 @@ def warm_core(config: EngineConfig, model: SpeechLLM, tokenizer: Tokenizer) -> E
         model.prepack(PACKED_SHARE * free_bytes())
     # In an engine of its own, so that the warm-up leaves no trace in caches and counters.
     pages = math.ceil(model.config.llama.max_position_embeddings / config.page_size)
-    sizes = Sizes(1, 512, min(pages, config.num_pages or pages))
+    sizes = Sizes(2, 512, min(pages, config.num_pages or pages))
     pace = warm_up(assemble(config, model, tokenizer, sizes), config.merge_prompt)
     sizes = measure(config, model)
     core = assemble(config, model, tokenizer, sizes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 import time
 from dataclasses import dataclass
@@ -55,7 +56,7 @@ def warm_up(core: EngineCore, merged_prompt: str | None) -> Pace:
     """Answer a few clips with an engine that is thrown away. Raises EngineError if it cannot answer."""
     prompt = "Warm up." if merged_prompt is None else merged_prompt
     most = torch.get_num_threads()
-    take_turn(core, prompt, 0, most)
+    take_turn(core, prompt, 0, most, joins=1)
     full = take_turn(core, prompt, 1, most)
     if most == 1 or core.runner.model.device.type != "cpu" or full.step_s > BIG_STEP_S:
         return Pace(full.encode_s, full.prefill_rate, Threads(most, most))
@@ -73,13 +74,16 @@ def choose(full: Turn, single: Turn, most: int) -> Pace:
     )
 
 
-def take_turn(core: EngineCore, prompt: str, number: int, threads: int) -> Turn:
-    """One answer about a new clip of one window, with so many threads."""
+def take_turn(core: EngineCore, prompt: str, number: int, threads: int, joins: int = 0) -> Turn:
+    """One answer about a new clip of one window, with so many threads.
+
+    joins: answers to the same that join it: a prompt beside decoding rows has kernels of its own.
+    """
     core.runner.threads = Threads(threads, threads)
     seconds = max(1, min(core.runner.model.config.window_seconds, int(core.info.max_audio_seconds)))
     noise = 0.1 * np.random.default_rng(number).standard_normal(seconds * SAMPLE_RATE, dtype=np.float32)
-    sampling = SamplingParams(ANSWER_TOKENS)
-    events = list(core.submit(GenerateRequest("warm-up", prompt, noise, bytes([number]) * 32, sampling)))
+    request = GenerateRequest("warm-up", prompt, noise, bytes([number]) * 32, SamplingParams(ANSWER_TOKENS))
+    events = list(core.submit(request))
     encode_s, first_s, steps = 0.0, 0.0, []
     while core.wait(0.0):
         begin = time.perf_counter()
@@ -89,6 +93,8 @@ def take_turn(core: EngineCore, prompt: str, number: int, threads: int) -> Turn:
         events += output.events
         if not first_s and any(isinstance(event, Delta) for event in output.events):
             first_s = sum(steps)
+            for join in range(joins):
+                events += core.submit(dataclasses.replace(request, request_id=f"warm-up-{join}"))
     failures = [event.error for event in events if isinstance(event, Failed)]
     if failures:
         raise EngineError(f"warm-up failed: {failures[0].message}") from failures[0]

@@ -6,24 +6,29 @@ Triton's run on a CPU too, slowly: triton installed, TRITON_INTERPRET=1.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from model.config import LlamaConfig, LoraConfig
-from model.fused_llama import FusedLlama
+from model.fused_llama import MOST_ROWS, FusedLlama
 from model.kv_cache import KVCache
 from model.llama import DecodeRows, FlatBatch, Llama, PrefillSpan
-from model.numba_ops import FEW_ROWS, SHARE_BYTES, NumbaOps
+from model.numba_kernels import compiled
+from model.numba_ops import SHARE_BYTES, NumbaOps
+from model.numba_team import COUNTERS, take, take_another, wait
 from tests.model.random_weights import randomize
 
 SIZES = LlamaConfig(256, 2, 4, 352, 128, max_position_embeddings=256)
 PAGE = 16
 GPU = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-MANY = [[1], [16], [200], [17, 1, 150], [33] * (2 * FEW_ROWS + 2)]
+MANY = [[1], [16], [200], [17, 1, 150], [33] * (MOST_ROWS + 1)]
 HALF = torch.bfloat16 if GPU.type == "cuda" else torch.float16  # Triton's interpreter has no bfloat16 dot
 TOLERANCE = {torch.float64: 1e-13, torch.float32: 2e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}
 """Of the norm of the difference to the norm of the reference. bfloat16 keeps 8 bits, float16 11; the plain
@@ -179,6 +184,74 @@ def test_slots_past_a_context_are_never_read() -> None:
     with torch.inference_mode():
         got = FusedLlama(small(side), side.ops).forward(batch, cache)
     assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("rank", [8, 5])
+def test_a_step_of_any_few_sequences_is_the_plain_one(rank: int) -> None:
+    """Products go four rows and two outputs at a time: every remainder, and an odd number of outputs."""
+    side = Side(NumbaOps(), torch.device("cpu"), (), [])
+    llama = small(side, torch.float64, rank)
+    for rows in range(1, MOST_ROWS + 1):
+        batch = decode_batch(side, [7 + 3 * row for row in range(rows)], torch.float64)
+        fused, plain, written, expected = both(side, llama, batch, filled(side, torch.float64))
+        assert far(fused, plain) < TOLERANCE[torch.float64], rows
+        assert far(written.keys, expected.keys) < TOLERANCE[torch.float64]
+
+
+class Lagging(Executor):
+    """Runs nothing until it is told to."""
+
+    def __init__(self) -> None:
+        self.late: list[Callable[[], object]] = []
+
+    def submit(self, run: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        self.late.append(partial(run, *args, **kwargs))
+        return Future()
+
+
+def test_threads_that_share_a_step_change_nothing_however_late_they_come() -> None:
+    side = Side(NumbaOps(), torch.device("cpu"), (), [])
+    llama, batch, cache = small(side), decode_batch(side, [150, 20, 40]), filled(side)
+    got, lagging = [], Lagging()
+    with torch.inference_mode():
+        for num_threads, pool in ((1, None), (2, None), (3, None), (5, None), (3, lagging)):
+            torch.set_num_threads(num_threads)
+            fused = FusedLlama(llama, side.ops)
+            if pool is not None:
+                fused._decode_step._pool = pool  # type: ignore[union-attr, assignment]
+            got.append(fused.forward(batch, cache))
+    kept = got[-1].clone(), cache.keys.clone()
+    assert all(torch.equal(one, got[0]) for one in got)
+    assert len(lagging.late) == 2
+    for run in lagging.late:
+        run()
+    assert torch.equal(got[-1], kept[0])
+    assert torch.equal(cache.keys, kept[1])
+
+
+@compiled
+def count(counters: Any, pieces: int, hits: Any, early: Any) -> None:
+    """Phases that add to `hits` [phases, pieces]; early: pieces that saw the one before unfinished."""
+    for phase in range(len(hits)):
+        piece = take(counters, phase)
+        while piece < pieces:
+            if phase and hits[phase - 1].min() == 0:
+                early[piece] += 1
+            hits[phase, piece] += 1
+            piece = take_another(counters, phase)
+        wait(counters, phase, pieces)
+
+
+def test_every_piece_is_taken_once_and_after_the_phase_before() -> None:
+    phases, pieces, num_threads = 2000, 7, 3
+    hits, early = np.zeros((phases, pieces), np.int64), np.zeros(pieces, np.int64)
+    counters = np.zeros((phases, COUNTERS), np.int64)
+    with ThreadPoolExecutor(num_threads) as pool:
+        for run in [pool.submit(count, counters, pieces, hits, early) for _ in range(num_threads)]:
+            run.result(30)
+    assert (hits == 1).all()
+    assert not early.any()
+    assert (counters[:, 0] >= pieces).all()
 
 
 @pytest.mark.parametrize("batch", [1, 3])
