@@ -111,8 +111,11 @@ class PagedAttention:
             mask = torch.ones(rows, span.context, dtype=torch.bool, device=query.device)
             mask = mask.tril(span.context - rows)
         chunk = query[span.start : span.stop].transpose(0, 1)
-        out = F.scaled_dot_product_attention(chunk, key, value, attn_mask=mask, is_causal=mask is None)
-        return out.transpose(0, 1)
+        # With a dimension for the batch, or torch's fused attention on a CPU would not take it.
+        out = F.scaled_dot_product_attention(
+            chunk[None], key[None], value[None], attn_mask=mask, is_causal=mask is None
+        )
+        return out[0].transpose(0, 1)
 
     def _decode(self, layer: int, query: Tensor, rows: DecodeRows) -> Tensor:
         """One query a sequence, contexts padded to the longest and masked. Returns [B, H, d]."""

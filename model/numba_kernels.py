@@ -72,13 +72,13 @@ def write_head(row, head, y, update, scale, cos, sin, position, query, keys, val
 
 
 @compiled
-def write_qkv(y, update, scale, cos, sin, positions, slots, query, keys, values):
-    """Of all rows and heads: queries, and keys and values to their slots.
+def write_qkv(first, last, y, update, scale, cos, sin, positions, slots, query, keys, values):
+    """Of rows first:last: queries, and keys and values to their slots.
 
     y: [N, 3 D or more]. update: [3, N, D]. scale: [N, D]. cos, sin: [positions, d / 2]. query: [N, H, d].
     keys, values: [slots, H, d].
     """
-    for row in range(query.shape[0]):
+    for row in range(first, last):
         for head in range(query.shape[1]):
             slot = slots[row]
             write_head(row, head, y, update, scale, cos, sin, positions[row], query, keys[slot], values[slot])
@@ -149,7 +149,7 @@ def mix(row, heads, weights, values, table, context, out):
 
 
 @compiled
-def attend(query, keys, values, tables, contexts, first, last, weights, out):
+def attend(first, last, query, keys, values, tables, contexts, weights, out):
     """Every query over the keys and values of its row's pages.
 
     first:last: which heads, counted through all rows. query, out: [B, H, d]. keys, values:

@@ -14,11 +14,11 @@ from model import numba_kernels as kernels
 from model.llama import Rotary
 
 SHARE_BYTES = 2**21
-"""Keys and values that one thread reads at least: to hand work over costs as much as reading half of that."""
+"""Numbers that one thread reads at least: to hand work over costs as much as reading half of that."""
 
 
 class NumbaOps:
-    """Attention over many tokens is shared among `torch.get_num_threads()` threads; the rest is quick."""
+    """What reads much is shared among `torch.get_num_threads()` threads; the rest is quick."""
 
     ON_GPU = False
 
@@ -45,11 +45,12 @@ class NumbaOps:
         update = torch.bmm(low, b)
         query = y.new_empty(rows, *keys.shape[-2:])
         cos, sin = rotary
-        kernels.write_qkv(
+        arrays = [
             y.numpy(), update.numpy(), scale.numpy(), cos.numpy(), sin.numpy(),
             positions.numpy(), slots.numpy(),
             query.numpy(), keys.flatten(0, 1).numpy(), values.flatten(0, 1).numpy(),
-        )  # fmt: skip
+        ]  # fmt: skip
+        self._share(lambda first, last: kernels.write_qkv(first, last, *arrays), rows, 2 * y.nbytes)
         return query
 
     def paged_attention(
@@ -63,28 +64,21 @@ class NumbaOps:
         weights = query.new_empty(batch, heads, int(lengths.max()))
         out = torch.empty_like(query)
         arrays = [
-            query.numpy(),
-            keys.numpy(),
-            values.numpy(),
-            tables.numpy(),
-            lengths,
-        ]
+            query.numpy(), keys.numpy(), values.numpy(), tables.numpy(), lengths,
+            weights.numpy(), out.numpy(),
+        ]  # fmt: skip
         read = 2 * int(lengths.sum()) * heads * width * query.itemsize
-
-        def attend(first: int, last: int) -> None:
-            kernels.attend(*arrays, first, last, weights.numpy(), out.numpy())
-
-        self._share(attend, batch * heads, read)
+        self._share(lambda first, last: kernels.attend(first, last, *arrays), batch * heads, read)
         return out
 
-    def _share(self, run: Callable[[int, int], None], heads: int, read: int) -> None:
-        """Run it over all heads. read: bytes."""
-        shares = max(1, min(torch.get_num_threads(), heads, read // SHARE_BYTES))
-        each = math.ceil(heads / shares)
+    def _share(self, run: Callable[[int, int], None], count: int, read: int) -> None:
+        """Run it from 0 to count, in parts. read: bytes."""
+        shares = max(1, min(torch.get_num_threads(), count, read // SHARE_BYTES))
+        each = math.ceil(count / shares)
         others = [
-            self._pool.submit(run, first, min(first + each, heads)) for first in range(each, heads, each)
+            self._pool.submit(run, first, min(first + each, count)) for first in range(each, count, each)
         ]
-        run(0, min(each, heads))
+        run(0, min(each, count))
         for other in others:
             other.result()
 

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import uvloop
 
+from server.audio_cache import CachedDecoder
 from server.audio_decode import AudioDecoder
 from server.audio_limits import AudioLimits
 from server.engine_process import EngineProcess
@@ -74,9 +75,9 @@ def build_service(
 ) -> SpeechService:
     """The service over a supervised engine process and decoding workers."""
 
-    def make_decoder(max_audio_s: float) -> AudioDecoder:
+    def make_decoder(max_audio_s: float) -> CachedDecoder:
         limits = AudioLimits(max_seconds=max_audio_s, min_seconds=settings.min_audio_seconds)
-        return AudioDecoder(limits, settings.audio_workers)
+        return CachedDecoder(AudioDecoder(limits, settings.audio_workers))
 
     log = (settings.log_format, settings.log_level)
     engine = EngineProcess(

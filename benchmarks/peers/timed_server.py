@@ -17,6 +17,7 @@ from pathlib import Path
 
 import uvloop
 
+from server.audio_cache import CachedDecoder
 from server.audio_decode import AudioDecoder
 from server.audio_limits import AudioLimits
 from server.engine_process import EngineProcess
@@ -36,8 +37,8 @@ class TimedEngine(EngineProcess):
         super()._deliver(output)
 
 
-class TimedDecoder(AudioDecoder):
-    """Tells of every clip's time, with the way to the worker process and back."""
+class TimedDecoder(CachedDecoder):
+    """Tells of every clip's time; unless it is known, that is the way to the worker process and back."""
 
     async def decode(self, data: bytes) -> DecodedAudio:
         """As the decoder does."""
@@ -56,9 +57,9 @@ def tell(name: str, value: float) -> None:
 def make_service(settings: Settings) -> SpeechService:
     """The service as `wavllm serve` has it, of parts that tell."""
 
-    def make_decoder(max_audio_s: float) -> AudioDecoder:
+    def make_decoder(max_audio_s: float) -> TimedDecoder:
         limits = AudioLimits(max_seconds=max_audio_s, min_seconds=settings.min_audio_seconds)
-        return TimedDecoder(limits, settings.audio_workers)
+        return TimedDecoder(AudioDecoder(limits, settings.audio_workers))
 
     return SpeechService(TimedEngine(settings.engine_config()), make_decoder, settings)
 
