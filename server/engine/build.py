@@ -87,7 +87,7 @@ def warm_core(config: EngineConfig, model: SpeechLLM, tokenizer: Tokenizer) -> E
     core.runner.threads = pace.threads
     step_ms = config.encoder_step_ms or (10.0 if device.type == "cuda" else 100.0)
     core.encoding.slice_s = step_ms / 1e3
-    core.scheduler.limits.prefill_beside = pace.prefill_budget(step_ms / 2e3)
+    core.scheduler.limits.prefill_beside = pace.prefill_budget(step_ms / 1e3)
     core.scheduler.limits.encode_seconds = pace.encode_budget(step_ms / 1e3, model.config.window_seconds)
     return core
 

@@ -55,7 +55,8 @@ class SchedulerLimits:
     """max_batch_size: sequences that hold pages at once. max_batch_tokens: tokens of one forward.
 
     encode_seconds: audio seconds of one encoder micro-batch (a longer clip goes alone). prefill_beside:
-    tokens prefilled in a step in which answers go on; None for all that fit. Both are set once measured.
+    tokens prefilled in a step in which answers go on, half of it where clips are encoded too; None for all
+    that fit. Both are set once measured.
     """
 
     max_batch_size: int
@@ -170,7 +171,7 @@ class Scheduler:
         self._activate()
         batch = Batch(encode=[] if encoding else self._pick_clips())
         batch.decodes = self._pick_decodes()
-        self._pick_prefills(batch)
+        self._pick_prefills(batch, is_encoding=bool(encoding))
         self._mark_stages(batch, encoding, now)
         return batch
 
@@ -276,11 +277,12 @@ class Scheduler:
                 decodes.append(sequence)
         return decodes
 
-    def _pick_prefills(self, batch: Batch) -> None:
+    def _pick_prefills(self, batch: Batch, *, is_encoding: bool) -> None:
         """Chunks in order of arrival, as far as the token budget goes."""
         budget = self.limits.max_batch_tokens - len(batch.decodes)
-        if batch.decodes and self.limits.prefill_beside is not None:
-            budget = min(budget, self.limits.prefill_beside)
+        beside = self.limits.prefill_beside
+        if batch.decodes and beside is not None:
+            budget = min(budget, -(-beside // 2) if is_encoding else beside)
         for owner in self._oldest_first(len(batch.decodes)):
             budget -= self._pick_chunk(owner, budget, batch)
             if budget <= 0:

@@ -17,7 +17,7 @@ from server.errors import EngineError
 from server.types import Accepted, Delta, Failed, GenerateRequest, SamplingParams
 
 ANSWER_TOKENS = 8
-FEWEST_TOKENS = 16
+FEWEST_TOKENS = 32
 BIG_STEP_S = 0.02
 """A decode step so long is all arithmetic: threads help for certain, and another turn would cost seconds."""
 WORTH_IT = 0.8

@@ -185,6 +185,8 @@ def test_a_prompt_is_taken_in_whole_where_no_answer_waits() -> None:
     batch = sim.step()
     assert [c.stop - c.start for c in batch.prefills] == [2]
     assert len(batch.decodes) == 1
+    beside_encoding = sim.scheduler.schedule(sim.now, encoding=(b"a clip",))
+    assert [c.stop - c.start for c in beside_encoding.prefills] == [1]
 
 
 def test_encoder_batches_keep_within_their_seconds_but_a_long_clip_goes_alone() -> None:
