@@ -12,6 +12,7 @@ Rules:
 from __future__ import annotations
 
 import heapq
+import operator
 from collections import deque
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from server.engine.sequence import AdapterPass, Phase, Sequence
 from server.types import FinishReason, Stage
 
 Owner = Sequence | AdapterPass
+_order = operator.attrgetter("order")
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,8 +274,12 @@ class Scheduler:
     def _pick_decodes(self) -> list[Sequence]:
         """Every decoding sequence with a slot for its next token, oldest first."""
         decodes: list[Sequence] = []
+        size = self.pages.page_size
         for sequence in sorted(self._running.values(), key=_order):
-            if sequence.phase is Phase.DECODE and self._reserve(sequence, len(sequence)) == len(sequence):
+            if sequence.phase is not Phase.DECODE:
+                continue
+            stop = len(sequence)
+            if len(sequence.pages) * size >= stop or self._reserve(sequence, stop) == stop:
                 decodes.append(sequence)
         return decodes
 
@@ -430,7 +436,3 @@ class Scheduler:
         if not self._live:
             left_over = (len(self._running), len(self._active), self.pages.num_used)
             assert left_over == (0, 0, 0), f"left over when idle: {left_over}"
-
-
-def _order(owner: Owner) -> int:
-    return owner.order
