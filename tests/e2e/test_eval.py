@@ -136,8 +136,9 @@ def test_a_killed_run_goes_on(manifest: Path, server: ServerProcess, number: int
     _, said = running.communicate(timeout=TIMEOUT_S)
     if number == signal.SIGINT:
         assert running.returncode == 130
-        assert said.startswith("wavllm: interrupted")
-        assert len(said.splitlines()) == 1
+        # Between fork and exec the child is this process still, whose gRPC may have its say.
+        (line,) = (line for line in said.splitlines() if "(event_engine)" not in line)
+        assert line.startswith("wavllm: interrupted")
     before = answers(out)
     assert 5 <= len(before) < NUM_ROWS
     evaluate(manifest, *flags)
