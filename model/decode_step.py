@@ -1,24 +1,25 @@
-"""A decode step of a few sequences on a CPU: tensors in, tensors out, around `model.numba_step`."""
+"""A decode step of a few sequences on a CPU: tensors in, tensors out, around `numba_kernels.step`."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from model import numba_step
+from model import numba_kernels as kernels
 from model.kv_cache import KVCache
 from model.llama import FlatBatch, Rotary
-from model.numba_team import COUNTERS
+
+MAX_HELPERS = 63
+"""Threads beside the engine's own."""
 
 
 class DecodeStep:
-    """Holds the addresses of a decoder's weights, in the order that `numba_step.step` wants.
+    """Holds the addresses of a decoder's weights, in the order that `numba_kernels.step` wants.
 
     layers: of each layer those eight tensors. They may not move any more.
     """
@@ -30,7 +31,7 @@ class DecodeStep:
         self._rank = layers[0][3].shape[0]
         self._inner = layers[0][5].shape[1]
         self._epsilon = epsilon
-        self._pool = ThreadPoolExecutor(thread_name_prefix="decode")
+        self._pool = ThreadPoolExecutor(MAX_HELPERS, thread_name_prefix="decode")
 
     def run(self, batch: FlatBatch, rotary: Rotary, cache: KVCache) -> Tensor:
         """A batch of decoding rows alone, with a scale -> hidden states [N, D] before the final norm."""
@@ -51,15 +52,30 @@ class DecodeStep:
             cache.keys.numpy(),
             cache.values.numpy(),
             batch.decodes.pages.numpy(),
-            num_heads // math.gcd(num_heads, num_threads),
+            heads_at_a_time(num_heads, num_threads),
             self._spaces(x, num_heads, longest),
-            np.zeros((len(self._layers) * numba_step.PHASES, COUNTERS), np.int64),
+            np.zeros((len(self._layers) * kernels.PHASES, kernels.COUNTERS), np.int64),
         )
-        helpers = [self._pool.submit(numba_step.step, *arguments) for _ in range(num_threads - 1)]
-        numba_step.step(*arguments)
+        helpers = self._helpers(num_threads - 1, arguments)
+        try:
+            kernels.step(*arguments)
+        except BaseException:
+            # What was to be computed here will be computed otherwise: nobody may write to it any more.
+            wait([helper for helper in helpers if not helper.cancel()])
+            raise
         for helper in helpers:
             helper.cancel()  # who has not begun by now need not
         return x
+
+    def _helpers(self, count: int, arguments: tuple[object, ...]) -> list[Future[None]]:
+        """Threads that take part, as many as there can be: the step needs none of them."""
+        helpers: list[Future[None]] = []
+        try:
+            for _ in range(min(count, MAX_HELPERS)):
+                helpers.append(self._pool.submit(kernels.step, *arguments))
+        except RuntimeError:  # the system gives no more threads
+            pass
+        return helpers
 
     def _spaces(self, x: Tensor, num_heads: int, longest: int) -> tuple[npt.NDArray[np.floating], ...]:
         rows, size = x.shape
@@ -76,3 +92,9 @@ class DecodeStep:
             (rows, self._inner),
         )
         return tuple(x.new_empty(shape).numpy() for shape in shapes)
+
+
+def heads_at_a_time(num_heads: int, num_threads: int) -> int:
+    """A divisor of the number of heads that leaves a piece for every thread, if there are as many heads."""
+    most = max(1, num_heads // num_threads)
+    return next(heads for heads in range(most, 0, -1) if num_heads % heads == 0)

@@ -12,6 +12,8 @@ from server.types import DecodedAudio
 
 MAX_BYTES = 32 * 2**20
 """Of waveforms that are kept: 8 minutes of sound."""
+ENTRY_BYTES = 1024
+"""Counted for every clip beside its waveform, or the shortest ones would have no bound."""
 QUICK_BYTES = 2**19
 """Uploads up to this size are hashed at once, in half a millisecond; a thread costs as much."""
 
@@ -27,7 +29,7 @@ class CachedDecoder:
 
     def __init__(self, decoder: Decoder, max_bytes: int = MAX_BYTES) -> None:
         self._decoder = decoder
-        self._kept: LRUCache[bytes, DecodedAudio] = LRUCache(max_bytes, lambda audio: audio.waveform.nbytes)
+        self._kept: LRUCache[bytes, DecodedAudio] = LRUCache(max_bytes, _cost)
 
     async def start(self) -> None:
         """Start the decoder."""
@@ -41,7 +43,7 @@ class CachedDecoder:
         if known is not None:
             return known
         audio = await self._decoder.decode(data)
-        if audio.waveform.nbytes <= self._kept.maxsize:
+        if _cost(audio) <= self._kept.maxsize:
             self._kept[digest] = audio
         return audio
 
@@ -53,3 +55,7 @@ class CachedDecoder:
 
 def _digest(data: bytes) -> bytes:
     return hashlib.sha256(data).digest()
+
+
+def _cost(audio: DecodedAudio) -> int:
+    return audio.waveform.nbytes + ENTRY_BYTES

@@ -14,15 +14,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numba import njit
 from torch import Tensor
 
 from model.config import LlamaConfig, LoraConfig
+from model.decode_step import heads_at_a_time
 from model.fused_llama import MOST_ROWS, FusedLlama
 from model.kv_cache import KVCache
 from model.llama import DecodeRows, FlatBatch, Llama, PrefillSpan
-from model.numba_kernels import compiled
+from model.numba_kernels import COUNTERS, OPTIONS, add_to, look_at, take, take_another, wait
 from model.numba_ops import SHARE_BYTES, NumbaOps
-from model.numba_team import COUNTERS, take, take_another, wait
 from tests.model.random_weights import randomize
 
 SIZES = LlamaConfig(256, 2, 4, 352, 128, max_position_embeddings=256)
@@ -209,12 +210,29 @@ class Lagging(Executor):
         return Future()
 
 
+class Hasty(Executor):
+    """Has done it before anybody else can begin."""
+
+    def submit(self, run: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        done: Future[Any] = Future()
+        done.set_result(run(*args, **kwargs))
+        return done
+
+
+class Exhausted(Executor):
+    """A system that gives no threads."""
+
+    def submit(self, run: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        raise RuntimeError("can't start new thread")
+
+
 def test_threads_that_share_a_step_change_nothing_however_late_they_come() -> None:
     side = Side(NumbaOps(), torch.device("cpu"), (), [])
     llama, batch, cache = small(side), decode_batch(side, [150, 20, 40]), filled(side)
     got, lagging = [], Lagging()
+    pools = ((1, None), (2, None), (3, None), (5, None), (2, Hasty()), (2, Exhausted()), (3, lagging))
     with torch.inference_mode():
-        for num_threads, pool in ((1, None), (2, None), (3, None), (5, None), (3, lagging)):
+        for num_threads, pool in pools:
             torch.set_num_threads(num_threads)
             fused = FusedLlama(llama, side.ops)
             if pool is not None:
@@ -229,9 +247,21 @@ def test_threads_that_share_a_step_change_nothing_however_late_they_come() -> No
     assert torch.equal(cache.keys, kept[1])
 
 
-@compiled
-def count(counters: Any, pieces: int, hits: Any, early: Any) -> None:
+@pytest.mark.parametrize(
+    ("num_heads", "num_threads", "heads"), [(16, 1, 16), (16, 2, 8), (32, 3, 8), (32, 7, 4), (12, 64, 1)]
+)
+def test_heads_are_shared_by_as_many_threads_as_there_are(
+    num_heads: int, num_threads: int, heads: int
+) -> None:
+    assert heads_at_a_time(num_heads, num_threads) == heads
+
+
+@njit(**OPTIONS)  # not kept: code from another file is in it
+def count(arrived: Any, num_threads: int, counters: Any, pieces: int, hits: Any, early: Any) -> None:
     """Phases that add to `hits` [phases, pieces]; early: pieces that saw the one before unfinished."""
+    add_to(arrived.ctypes.data, 1)
+    while look_at(arrived.ctypes.data) < num_threads:
+        continue
     for phase in range(len(hits)):
         piece = take(counters, phase)
         while piece < pieces:
@@ -243,15 +273,17 @@ def count(counters: Any, pieces: int, hits: Any, early: Any) -> None:
 
 
 def test_every_piece_is_taken_once_and_after_the_phase_before() -> None:
-    phases, pieces, num_threads = 2000, 7, 3
-    hits, early = np.zeros((phases, pieces), np.int64), np.zeros(pieces, np.int64)
-    counters = np.zeros((phases, COUNTERS), np.int64)
+    phases, pieces, num_threads = 20_000, 7, 2
     with ThreadPoolExecutor(num_threads) as pool:
-        for run in [pool.submit(count, counters, pieces, hits, early) for _ in range(num_threads)]:
-            run.result(30)
-    assert (hits == 1).all()
-    assert not early.any()
-    assert (counters[:, 0] >= pieces).all()
+        for _ in range(5):
+            hits, early = np.zeros((phases, pieces), np.int64), np.zeros(pieces, np.int64)
+            counters, arrived = np.zeros((phases, COUNTERS), np.int64), np.zeros(1, np.int64)
+            arguments = arrived, num_threads, counters, pieces, hits, early
+            for run in [pool.submit(count, *arguments) for _ in range(num_threads)]:
+                run.result(30)
+            assert (hits == 1).all()
+            assert not early.any()
+            assert (counters[:, 0] == pieces + num_threads).all()
 
 
 @pytest.mark.parametrize("batch", [1, 3])

@@ -5,15 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from server.audio_cache import QUICK_BYTES, CachedDecoder
+from server.audio_cache import ENTRY_BYTES, QUICK_BYTES, CachedDecoder
 from server.audio_decode import AudioLimits, decode_audio
 from server.errors import InvalidAudio
 from server.types import DecodedAudio
 from tests.audio_samples import wav
 
 LIMITS = AudioLimits(max_seconds=60.0)
-SECOND = 16_000 * 4
-"""Bytes of a second's waveform."""
+SECOND = 16_000 * 4 + ENTRY_BYTES
+"""What a second of sound counts."""
 
 
 class InThisProcess:
