@@ -69,7 +69,6 @@ class _NoFirstWeights(TorchFunctionMode):
 
 
 @torch.no_grad()
-@torch.no_grad()
 def fill(model: SpeechLLM, directory: Path, progress: Progress | None = None) -> None:
     """Copy a directory's weights into a model of its sizes, LoRA and weight norm as they are."""
     tensors = open_tensors(directory)
