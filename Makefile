@@ -51,8 +51,10 @@ train: env-train ## train the embedded default into training/state/model (TRAIN=
 	$(BIN)/python -m training all training/state/model $(TRAIN)
 
 lock: ## pin what is installed now into requirements.lock
+	mkdir -p build
+	sed '/^#/d' requirements-train.lock requirements-ray.lock requirements-bench.lock | grep -vixFf requirements.lock > build/extras.lock
 	(sed -n '/^#/p' requirements.lock; \
-	  $(BIN)/pip freeze --all --exclude-editable | grep -v '^pip==' | grep -vixFf requirements-train.lock -f requirements-ray.lock -f requirements-bench.lock | sed 's/+cpu$$//') > requirements.lock.new
+	  $(BIN)/pip freeze --all --exclude-editable | grep -v '^pip==' | grep -vixFf build/extras.lock | sed 's/+cpu$$//') > requirements.lock.new
 	mv requirements.lock.new requirements.lock
 
 serve: env ## serve the embedded default: REST on 8000, gRPC on 50051

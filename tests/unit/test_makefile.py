@@ -2,9 +2,12 @@
 
 import re
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
 SOUGHT = re.compile(r'(?:\bwhich|\btool)\("([\w-]+)"')
@@ -62,3 +65,17 @@ def test_every_program_that_tests_look_for_is_brought() -> None:
 def test_every_tool_comes_before_all_tests_run() -> None:
     (needed,) = re.findall(r"^test-all: (.+) ##", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
     assert {"env-train", "env-ray", "env-tools", "bench-env", "lint"} == set(needed.split())
+
+
+def test_everything_that_the_project_asks_for_is_pinned() -> None:
+    """The Docker image and `make env` install nothing but the lock."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    pins = dict(
+        line.split("==")
+        for line in (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines()
+        if line and not line.startswith("#")
+    )
+    pinned = {canonicalize_name(name): version for name, version in pins.items()}
+    asked = [Requirement(line) for line in [*project["dependencies"], *extras["eval"], *extras["dev"]]]
+    assert [str(one) for one in asked if not one.specifier.contains(pinned.get(one.name.lower(), "0"))] == []
