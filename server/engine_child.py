@@ -15,6 +15,7 @@ from multiprocessing.connection import Connection
 from server import logs
 from server.engine.factory import Core, build_core, safe_traceback
 from server.engine.loop import run_engine
+from server.engine_clips import ClipReceiver
 from server.engine_wire import (
     Abort,
     Build,
@@ -53,6 +54,7 @@ class EngineChild:
 
     def __init__(self, channel: Channel[ToParent, ToChild]) -> None:
         self._channel = channel
+        self._clips = ClipReceiver()
         self._core: Core | None = None
         self._stopping = threading.Event()
 
@@ -116,9 +118,10 @@ class EngineChild:
         return True
 
     def _submit(self, request: GenerateRequest) -> tuple[Event, ...]:
-        if self._core is None:
-            return (Failed(request.request_id, EngineError("the engine is not loaded")),)
         try:
+            request = self._clips.restore(request)
+            if self._core is None:
+                return (Failed(request.request_id, EngineError("the engine is not loaded")),)
             return self._core.submit(request)
         except Exception as error:  # noqa: BLE001 - one request must not take the others with it
             logger.error("submission failed: %s", safe_traceback(error))

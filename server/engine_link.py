@@ -15,8 +15,10 @@ from multiprocessing import Pipe
 from typing import Any
 
 from server.engine_child import BOOT
+from server.engine_clips import ClipSender
 from server.engine_wire import Channel, Stop, ToChild, ToParent
 from server.os_process import computing_environment, describe_exit, stop_signals_blocked
+from server.types import GenerateRequest
 
 EXIT_GRACE_S = 2.0
 """A child that closed its pipe or was told to stop gets this long before it is killed."""
@@ -65,8 +67,11 @@ class EngineLink:
         await asyncio.wait([self.lost])
 
     def _write(self) -> None:
+        clips = ClipSender()
         with contextlib.suppress(OSError):  # the child is gone: the reader thread reports it
             while (message := self._outbox.get()) is not None:
+                if isinstance(message, GenerateRequest):
+                    message = clips.shorten(message)
                 self._channel.send(message)
 
     def _read(self) -> None:

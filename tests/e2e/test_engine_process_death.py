@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import hashlib
 import os
 import pickle
 import signal
@@ -12,6 +13,7 @@ import time
 from multiprocessing import Pipe
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 from fake_core import FACTORY
@@ -34,12 +36,13 @@ from server.types import (
 ROOT = Path(__file__).parents[2]
 
 
-def request(prompt, request_id="a"):
-    return GenerateRequest(request_id, prompt, None, b"", SamplingParams(max_tokens=5))
+def request(prompt, request_id="a", waveform=None):
+    key = b"" if waveform is None else hashlib.sha256(waveform.tobytes()).digest()
+    return GenerateRequest(request_id, prompt, waveform, key, SamplingParams(max_tokens=5))
 
 
-async def answer(engine, prompt, request_id="a"):
-    return [event async for event in engine.generate(request(prompt, request_id))]
+async def answer(engine, prompt, request_id="a", waveform=None):
+    return [event async for event in engine.generate(request(prompt, request_id, waveform))]
 
 
 async def until(condition, timeout_s=10.0):
@@ -95,6 +98,16 @@ async def test_a_killed_child_fails_its_requests_and_is_started_again(tmp_path, 
         await answered_again(engine)
         assert engine.child_pid != pid
         assert engine.info.name == "fake"
+
+
+async def test_a_clip_that_the_dead_child_knew_is_sent_to_the_next_one(tmp_path):
+    wave = np.ones(16_000, dtype=np.float32)
+    async with started(tmp_path) as engine:
+        first = await answer(engine, "samples", "a", wave)
+        os.kill(engine.child_pid, signal.SIGKILL)
+        await until(lambda: engine.health().state is EngineState.FAILED)
+        await answered_again(engine)
+        assert await answer(engine, "samples", "a", wave) == first
 
 
 @pytest.mark.parametrize("prompt", ["exit", "raise secret"])
