@@ -143,8 +143,7 @@ class EventStream(Response):
                 self._trace.error_code = error.code
                 yield event(error_body(error))
                 return
-            for data in self._make_events(delta):
+            if data := b"".join(self._make_events(delta)):
                 yield data
         note_end(self._stream, self._trace)
-        for data in self._make_events(None):
-            yield data
+        yield b"".join(self._make_events(None))
