@@ -4,9 +4,10 @@
 
 A small random model behind the real server, engine process and audio workers; every request has a clip of its
 own. What the server keeps on purpose is bounded (512 KV pages, 1 MiB of audio embeddings, the scales of a
-hundred instructions), and the bounds are reached in the first thousand. Memory is that of all processes
-of the server. The slope of the second thousand is a least-squares one. Its 95 % interval comes from a
-bootstrap that draws the residuals in blocks of consecutive samples, for neighbours resemble each other.
+hundred instructions, 32 MiB of waveforms at each end of the engine's pipe), and the bounds are reached in the
+first thousand. Memory is that of all processes of the server. The slope of the second thousand is a
+least-squares one. Its 95 % interval comes from a bootstrap that draws the residuals in blocks of consecutive
+samples, for neighbours resemble each other.
 """
 
 from __future__ import annotations
