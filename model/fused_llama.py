@@ -14,13 +14,13 @@ import importlib.util
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
 from model.kv_cache import KVCache
-from model.llama import Block, FlatBatch, Llama, PagedAttention
+from model.llama import Block, FlatBatch, Llama, PagedAttention, Rotary
 from model.prepacked import Weight
 
 if TYPE_CHECKING:
@@ -28,10 +28,63 @@ if TYPE_CHECKING:
 
 Read = Callable[[int, Tensor], Tensor]
 """Attention of one layer's queries [N, H, d] over the cache -> [N, H, d]."""
+Attend = Callable[[Tensor], Tensor]
+"""One layer's x times W and A of q, k and v -> attention's output [N, D]."""
 GPU_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MOST_ROWS = 12
 """Of a step on a CPU that is one compiled function; with more, oneDNN's products are faster."""
 CPU_DTYPES = (torch.float32, torch.float64)
+
+
+class Gemv(Protocol):
+    """A product with one row, and what comes before and after it."""
+
+    def __call__(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        *,
+        norm: Tensor | None = None,
+        epsilon: float = 0.0,
+        residual: Tensor | None = None,
+        swiglu: bool = False,
+    ) -> Tensor:
+        """x: [1, D]. weight: [out, D]. norm: [D], of an RMSNorm before. residual: [1, out], added.
+
+        swiglu: weight is [2 out, D], gate over up.
+        """
+
+
+class Kernels(Protocol):
+    """What one kind of device brings, as `model.triton_ops` and `model.numba_ops` describe it.
+
+    gemv: None where the device does without.
+    """
+
+    @property
+    def gemv(self) -> Gemv | None: ...
+
+    def write_qkv(
+        self,
+        y: Tensor,
+        b: Tensor,
+        scale: Tensor,
+        rotary: Rotary,
+        positions: Tensor,
+        slots: Tensor,
+        keys: Tensor,
+        values: Tensor,
+    ) -> Tensor: ...
+
+    def paged_attention(
+        self, query: Tensor, keys: Tensor, values: Tensor, tables: Tensor, contexts: Tensor
+    ) -> Tensor: ...
+
+    def add_lora(self, x: Tensor, y: Tensor, b: Tensor, scale: Tensor) -> Tensor: ...
+
+    def norm(self, x: Tensor, weight: Tensor, epsilon: float) -> Tensor: ...
+
+    def swiglu(self, gate_up: Tensor) -> Tensor: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,18 +127,18 @@ class FusedLlama:
     ops: the kernels; by the weights' device unless given.
     """
 
-    def __init__(self, llama: Llama, ops: Any = None) -> None:
-        self._ops: Any = ops or _ops_for(llama.norm.weight.device)
+    def __init__(self, llama: Llama, ops: Kernels | None = None) -> None:
+        self._ops = ops or _ops_for(llama.norm.weight.device)
         self._llama = llama
         self.config = llama.config
         self._layers = [_Layer.of(block) for block in llama.blocks]
         self._head = Weight.of(llama.lm_head)
-        self._decode_step = None if self._ops.ON_GPU else _decode_step(self._layers)
+        self._decode_step = None if self.is_for_graphs else _decode_step(self._layers)
 
     @property
     def is_for_graphs(self) -> bool:
         """Whether `decode` can be captured: its kernels are a GPU's."""
-        return bool(self._ops.ON_GPU)
+        return self._ops.gemv is not None
 
     @staticmethod
     def supports(llama: Llama) -> bool:
@@ -118,10 +171,7 @@ class FusedLlama:
         contexts = positions + 1
 
         def read(layer: int, query: Tensor) -> Tensor:
-            attended: Tensor = self._ops.paged_attention(
-                query, cache.keys[layer], cache.values[layer], tables, contexts
-            )
-            return attended
+            return self._ops.paged_attention(query, cache.keys[layer], cache.values[layer], tables, contexts)
 
         return self.run(self._llama.embed_tokens(ids), positions, slots, scale, cache, read)
 
@@ -130,7 +180,7 @@ class FusedLlama:
     ) -> Tensor:
         """Embeddings x [N, D] -> hidden states [N, D]. positions, slots: [N]. scale: [N, D]."""
         rotary = self._llama.rotary_table(x)
-        step = self._one_row if len(x) == 1 and self._ops.ON_GPU else self._rows
+        gemv = self._ops.gemv if len(x) == 1 else None
         for index, layer in enumerate(self._layers):
 
             def attend(projected: Tensor, index: int = index, layer: _Layer = layer) -> Tensor:
@@ -140,19 +190,21 @@ class FusedLlama:
                 )  # fmt: skip
                 return read(index, query).flatten(1)
 
-            x = step(x, scale, layer, attend)
+            if gemv is not None:
+                x = self._one_row(gemv, x, scale, layer, attend)
+            else:
+                x = self._rows(x, scale, layer, attend)
         return x
 
-    def _one_row(self, x: Tensor, scale: Tensor, layer: _Layer, attend: Callable[[Tensor], Tensor]) -> Tensor:
+    def _one_row(self, gemv: Gemv, x: Tensor, scale: Tensor, layer: _Layer, attend: Attend) -> Tensor:
         """[1, D] -> [1, D]."""
-        ops, epsilon = self._ops, layer.epsilon
-        attended = attend(ops.gemv(x, layer.qkv.plain, norm=layer.attention_norm, epsilon=epsilon))
-        x = ops.add_lora(x, ops.gemv(attended, layer.o.plain), layer.o_b, scale)
-        wide = ops.gemv(x, layer.gate_up.plain, norm=layer.feed_forward_norm, epsilon=epsilon, swiglu=True)
-        out: Tensor = ops.gemv(wide, layer.down.plain, residual=x)
-        return out
+        epsilon = layer.epsilon
+        attended = attend(gemv(x, layer.qkv.plain, norm=layer.attention_norm, epsilon=epsilon))
+        x = self._ops.add_lora(x, gemv(attended, layer.o.plain), layer.o_b, scale)
+        wide = gemv(x, layer.gate_up.plain, norm=layer.feed_forward_norm, epsilon=epsilon, swiglu=True)
+        return gemv(wide, layer.down.plain, residual=x)
 
-    def _rows(self, x: Tensor, scale: Tensor, layer: _Layer, attend: Callable[[Tensor], Tensor]) -> Tensor:
+    def _rows(self, x: Tensor, scale: Tensor, layer: _Layer, attend: Attend) -> Tensor:
         """[N, D] -> [N, D]."""
         ops, epsilon = self._ops, layer.epsilon
         attended = attend(layer.qkv.times(ops.norm(x, layer.attention_norm, epsilon)))
@@ -164,9 +216,8 @@ class FusedLlama:
         """[R, D] before the final norm -> [R, V]."""
         llama = self._llama
         weight, epsilon = llama.norm.weight.data, float(llama.norm.eps or 0.0)
-        if len(hidden) == 1 and self._ops.ON_GPU:
-            one: Tensor = self._ops.gemv(hidden, self._head.plain, norm=weight, epsilon=epsilon)
-            return one
+        if len(hidden) == 1 and self._ops.gemv is not None:
+            return self._ops.gemv(hidden, self._head.plain, norm=weight, epsilon=epsilon)
         return self._head.times(self._ops.norm(hidden, weight, epsilon))
 
 
@@ -184,7 +235,7 @@ def _decode_step(layers: Sequence[_Layer]) -> DecodeStep:
     return DecodeStep(weights, layers[0].epsilon)
 
 
-def _ops_for(device: torch.device) -> Any:
+def _ops_for(device: torch.device) -> Kernels:
     """Imported where they are used: neither Triton nor Numba's compiler is needed elsewhere."""
     if device.type == "cpu":
         from model.numba_ops import NumbaOps

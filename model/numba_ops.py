@@ -20,7 +20,8 @@ SHARE_BYTES = 2**21
 class NumbaOps:
     """What reads much is shared among `torch.get_num_threads()` threads; the rest is quick."""
 
-    ON_GPU = False
+    gemv: None = None
+    """A lone row needs no product of its own: a step of few rows is one function here."""
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(thread_name_prefix="attention")

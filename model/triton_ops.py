@@ -12,7 +12,6 @@ from torch import Tensor
 from model import triton_kernels as kernels
 from model.llama import Rotary
 
-ON_GPU = True
 ROWS = 16
 """Rows of one tile: the least that the matrix units take."""
 COLUMNS = 128
