@@ -37,6 +37,14 @@ def test_a_leak_is_found_and_a_flat_line_is_none() -> None:
     assert slope_of([7.0] * NUM_SAMPLES).certain_growth == 0
 
 
+def test_a_late_high_mark_is_no_leak_and_frequent_ones_are() -> None:
+    once, often = (np.zeros(NUM_SAMPLES) for _ in range(2))
+    once[63:] += 1800
+    often += 1800 * (np.arange(NUM_SAMPLES) // 12)
+    assert slope_of(5000 + once, every=10).certain_growth == 0
+    assert slope_of(5000 + often, every=10).certain_growth > 5
+
+
 def test_the_slope_is_that_of_a_request() -> None:
     slope = slope_of(3.0 * np.arange(50), every=10)
     assert slope.estimate == pytest.approx(0.3)
