@@ -24,8 +24,8 @@ DONE = b"data: [DONE]\n\n"
 STALL_TIMEOUT_S = 60.0
 """How long one write may wait for a client that does not read."""
 
-Events = Callable[[Delta | None], list[bytes]]
-"""Server-sent events for one delta; None stands for the end."""
+Events = Callable[[Delta | None], bytes]
+"""Server-sent events for one delta, none at all for some; None stands for the end."""
 
 
 async def while_connected(receive: Receive, work: Coroutine[Any, Any, Result]) -> Result:
@@ -73,12 +73,12 @@ def event(data: dict[str, Any]) -> bytes:
 def chat_events(stream: ChatStream, answer: Answer, *, include_usage: bool) -> tuple[bytes, Events]:
     """First event of a chat stream, and the events of each delta and of the end."""
 
-    def events(delta: Delta | None) -> list[bytes]:
+    def events(delta: Delta | None) -> bytes:
         if delta is not None:
             chunk = answer.delta_chunk(delta)
-            return [event(chunk)] if chunk else []
-        usage = [event(answer.usage_chunk(stream))] if include_usage else []
-        return [event(answer.finish_chunk(stream)), *usage, DONE]
+            return event(chunk) if chunk else b""
+        usage = event(answer.usage_chunk(stream)) if include_usage else b""
+        return event(answer.finish_chunk(stream)) + usage + DONE
 
     return event(answer.role_chunk()), events
 
@@ -143,7 +143,7 @@ class EventStream(Response):
                 self._trace.error_code = error.code
                 yield event(error_body(error))
                 return
-            if data := b"".join(self._make_events(delta)):
+            if data := self._make_events(delta):
                 yield data
         note_end(self._stream, self._trace)
-        yield b"".join(self._make_events(None))
+        yield self._make_events(None)

@@ -151,10 +151,10 @@ class TranscriptReply:
         """`transcript.text.delta` for each piece with text, `transcript.text.done`, and the end."""
         transcript = self._transcript
 
-        def events(delta: Delta | None) -> list[bytes]:
+        def events(delta: Delta | None) -> bytes:
             if delta is None:
-                return [event(transcript.done_event(stream)), DONE]
+                return event(transcript.done_event(stream)) + DONE
             transcript.add(delta)
-            return [event(transcript.delta_event(delta))] if delta.text else []
+            return event(transcript.delta_event(delta)) if delta.text else b""
 
         return KEEP_ALIVE, events

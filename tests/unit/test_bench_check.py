@@ -165,3 +165,16 @@ def test_the_exit_status(
     with pytest.raises(SystemExit) as ended:
         check.main()
     assert ended.value.code == code
+
+
+def test_what_a_docstring_calls_a_command_is_one() -> None:
+    """What is imported only would do nothing, and exit with 0."""
+    documented, silent = 0, []
+    for path in (ROOT / "benchmarks").rglob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        if f"python -m {module} " in text.split('"""')[1]:
+            documented += 1
+            silent += [] if '\nif __name__ == "__main__":\n' in text else [module]
+    assert documented >= 8
+    assert silent == []
