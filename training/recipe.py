@@ -65,7 +65,7 @@ class Recipe:
     window_seconds: int = 10
     vocab_size: int = 2048
     copy: StageBudget = field(default_factory=lambda: StageBudget(1200, 32, 1, 2e-3))
-    language: StageBudget = field(default_factory=lambda: StageBudget(7500, 12, 5, 1.5e-3))
+    language: StageBudget = field(default_factory=lambda: StageBudget(10500, 12, 5, 1.5e-3))
     acoustic: StageBudget = field(default_factory=lambda: StageBudget(2500, 24, 1, 2e-3))
     align: StageBudget = field(default_factory=lambda: StageBudget(2400, 48, 1, 3e-3))
     single: StageBudget = field(default_factory=lambda: StageBudget(2600, 12, 5, 2e-3))
