@@ -7,13 +7,10 @@ import hashlib
 
 from cachetools import LRUCache
 
+from server.engine_clips import MAX_BYTES, waveform_cost
 from server.service_types import Decoder
 from server.types import DecodedAudio
 
-MAX_BYTES = 32 * 2**20
-"""Of waveforms that are kept: 8 minutes of sound."""
-ENTRY_BYTES = 1024
-"""Counted for every clip beside its waveform, or the shortest ones would have no bound."""
 QUICK_BYTES = 2**19
 """Uploads up to this size are hashed at once, in half a millisecond; a thread costs as much."""
 
@@ -58,4 +55,4 @@ def _digest(data: bytes) -> bytes:
 
 
 def _cost(audio: DecodedAudio) -> int:
-    return audio.waveform.nbytes + ENTRY_BYTES
+    return waveform_cost(audio.waveform)

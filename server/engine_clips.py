@@ -15,7 +15,7 @@ from cachetools import LRUCache
 from server.types import GenerateRequest
 
 MAX_BYTES = 32 * 2**20
-"""Of waveforms that the child keeps: 8 minutes of sound."""
+"""Of waveforms that one place keeps: 8 minutes of sound."""
 ENTRY_BYTES = 1024
 """Counted for every clip beside its waveform, or the shortest ones would have no bound."""
 
@@ -32,7 +32,7 @@ class ClipSender:
             return request
         if self._sent.get(request.audio_key) is not None:
             return replace(request, waveform=None)
-        cost = _cost(request.waveform)
+        cost = waveform_cost(request.waveform)
         if cost <= self._sent.maxsize:
             self._sent[request.audio_key] = cost
         return request
@@ -42,7 +42,7 @@ class ClipReceiver:
     """The child's end: puts the waveforms back. One thread uses it."""
 
     def __init__(self, max_bytes: int = MAX_BYTES) -> None:
-        self._kept: LRUCache[bytes, npt.NDArray[np.float32]] = LRUCache(max_bytes, _cost)
+        self._kept: LRUCache[bytes, npt.NDArray[np.float32]] = LRUCache(max_bytes, waveform_cost)
 
     def restore(self, request: GenerateRequest) -> GenerateRequest:
         """The request as it was submitted. Raises KeyError for a clip that never came."""
@@ -50,10 +50,11 @@ class ClipReceiver:
             return request
         if request.waveform is None:
             return replace(request, waveform=self._kept[request.audio_key])
-        if _cost(request.waveform) <= self._kept.maxsize:
+        if waveform_cost(request.waveform) <= self._kept.maxsize:
             self._kept[request.audio_key] = request.waveform
         return request
 
 
-def _cost(waveform: npt.NDArray[np.float32]) -> int:
+def waveform_cost(waveform: npt.NDArray[np.float32]) -> int:
+    """Bytes that a kept clip counts."""
     return waveform.nbytes + ENTRY_BYTES

@@ -8,6 +8,7 @@ step), "hang" (a step that never returns), "exit" (the process exits), "raise" (
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 import threading
@@ -16,6 +17,9 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
 
 from server.errors import InvalidRequest
 from server.types import (
@@ -30,6 +34,7 @@ from server.types import (
     Finished,
     GenerateRequest,
     ModelInfo,
+    SamplingParams,
     Stage,
     StageChanged,
     StepOutput,
@@ -38,6 +43,14 @@ from server.types import (
 
 FACTORY = "fake_core:build_core"
 HEAVY = ("fastapi", "uvicorn", "grpc", "starlette", "multiprocessing.resource_tracker", "pytest")
+
+
+def request(
+    prompt: str = "tokens=3", request_id: str = "a", waveform: npt.NDArray[np.float32] | None = None
+) -> GenerateRequest:
+    """A request with the commands in `prompt`; five tokens unless they say otherwise."""
+    key = b"" if waveform is None else hashlib.sha256(waveform.tobytes()).digest()
+    return GenerateRequest(request_id, prompt, waveform, key, SamplingParams(max_tokens=5))
 
 
 @dataclass

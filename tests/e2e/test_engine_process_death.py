@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import hashlib
 import os
 import pickle
 import signal
@@ -16,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from fake_core import FACTORY
+from fake_core import FACTORY, request
 
 from server.engine_child import BOOT
 from server.engine_process import EngineProcess
@@ -29,16 +28,9 @@ from server.types import (
     EngineStats,
     Failed,
     Finished,
-    GenerateRequest,
-    SamplingParams,
 )
 
 ROOT = Path(__file__).parents[2]
-
-
-def request(prompt, request_id="a", waveform=None):
-    key = b"" if waveform is None else hashlib.sha256(waveform.tobytes()).digest()
-    return GenerateRequest(request_id, prompt, waveform, key, SamplingParams(max_tokens=5))
 
 
 async def answer(engine, prompt, request_id="a", waveform=None):

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import hashlib
 import json
 import os
 import signal
@@ -14,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import uvloop
-from fake_core import FACTORY, HEAVY
+from fake_core import FACTORY, HEAVY, request
 
 from model.tiny import make_tiny
 from server.engine.local import LocalEngine
@@ -28,19 +27,12 @@ from server.types import (
     EngineStats,
     Failed,
     Finished,
-    GenerateRequest,
-    SamplingParams,
     Stage,
     StageChanged,
 )
 
 ROOT = Path(__file__).parents[2]
 ENGINES = [LocalEngine, EngineProcess]
-
-
-def request(prompt="tokens=3", request_id="a", waveform=None):
-    key = b"" if waveform is None else hashlib.sha256(waveform.tobytes()).digest()
-    return GenerateRequest(request_id, prompt, waveform, key, SamplingParams(max_tokens=5))
 
 
 async def answer(engine, prompt, request_id="a", waveform=None):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from server.audio_cache import ENTRY_BYTES, QUICK_BYTES, CachedDecoder
+from server.audio_cache import QUICK_BYTES, CachedDecoder
 from server.audio_decode import AudioLimits, decode_audio
+from server.engine_clips import ENTRY_BYTES
 from server.errors import InvalidAudio
 from server.types import DecodedAudio
 from tests.audio_samples import wav
