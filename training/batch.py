@@ -19,6 +19,8 @@ from torch import Tensor
 from training.tokens import Segment
 
 T = TypeVar("T")
+CHOSEN = 5.0
+"""Weight of the letter of a choice: one token of ten, and the only one that is hard."""
 
 
 def move(batch: T, device: torch.device) -> T:
@@ -160,8 +162,9 @@ def pack(items: Sequence[Item]) -> Packed:
 def _answer_rows(segment: Segment, start: int, number: int) -> list[tuple[int, int, float, int]]:
     """Row, target, weight, segment. A token of a long answer weighs less, so that short ones count too."""
     first = start + len(segment.prompt) - 1
-    weight = len(segment.answer) ** -0.5
-    return [(first + i, token, weight, number) for i, token in enumerate(segment.answer)]
+    length = len(segment.answer)
+    weights = [length**-0.5 * (CHOSEN if i >= length - segment.choice else 1.0) for i in range(length)]
+    return [(first + i, segment.answer[i], weights[i], number) for i in range(length)]
 
 
 def visible(blocks: Tensor) -> Tensor:

@@ -29,16 +29,16 @@ from training.tokens import Encoder, Segment
 UNHEARD = frozenset({"sv", "emotion"})
 """Tasks that text cannot teach."""
 WEIGHTS = {
-    "asr": 3.0, "en2de": 3.5, "sqa": 2.0, "content": 1.5, "sqqa": 3.0, "summary": 1.5,
+    "asr": 3.0, "en2de": 3.5, "sqa": 3.0, "content": 1.5, "sqqa": 3.0, "summary": 1.5,
     "cot": 1.5, "ii": 1.0, "text": 0.7, "refusal": 0.8,
 }  # fmt: skip
 TEXT_KINDS = {
     "everyday": 0.5, "ordinary": 0.13, "dialogue": 0.14, "story": 0.08, "question": 0.1, "digits": 0.05,
 }  # fmt: skip
 """Share of each kind of simulated clip in `language`: German comes from everyday sentences alone."""
-BARE_SHARE = 0.15
+BARE_SHARE = 0.2
 """Items without any clip: instructions to the language model alone."""
-BARE = {"text": 0.35, "refusal": 0.25, "find": 0.4}
+BARE = {"text": 0.25, "refusal": 0.2, "find": 0.55}
 """Their tasks."""
 BLANK = -1
 MISHEARD = 0.04

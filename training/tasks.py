@@ -18,6 +18,9 @@ TASKS: tuple[str, ...] = (
 
 _SINGLES = ("asr", "en2de", "sv", "emotion", "content", "summary", "text")
 _LETTERS = "ABC"
+CHOICES = frozenset({"sqa", "find"})
+"""Tasks whose answer ends with a letter in brackets, the last LETTER characters."""
+LETTER = len("(A)")
 _EMPTY_PROMPT_SHARE = 0.75
 _HELD_OUT_WORDING_SHARE = 0.5
 

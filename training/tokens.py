@@ -12,7 +12,7 @@ from model.tokenizer import Tokenizer
 from training.recipe import KINDS
 from training.scripts import draw_script
 from training.sentences import ordinary_sentences
-from training.tasks import Example, make_example, tasks_for
+from training.tasks import CHOICES, LETTER, Example, make_example, tasks_for
 
 SPACE = "\u2581"
 """SentencePiece's mark for a space."""
@@ -49,13 +49,14 @@ def symbol_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
 class Segment:
     """One example in ids. prompt: from BOS in front of `</SPEECH>` to `[/INST]`. answer: ends with EOS.
 
-    adapter: what the prompt adapter reads.
+    adapter: what the prompt adapter reads. choice: this many ids at the answer's end are the letter chosen.
     """
 
     task: str
     prompt: tuple[int, ...]
     answer: tuple[int, ...]
     adapter: tuple[int, ...]
+    choice: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,4 +78,5 @@ class Encoder:
         )
         ids = prompt.right_ids if audio else prompt.left_ids
         answer = (*self.tokenizer.encode(example.answer), self.config.eos_token_id)
-        return Segment(example.task, ids, answer, prompt.adapter_ids)
+        choice = len(self.tokenizer.encode(example.answer[-LETTER:])) + 1 if example.task in CHOICES else 0
+        return Segment(example.task, ids, answer, prompt.adapter_ids, choice)

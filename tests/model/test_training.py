@@ -23,7 +23,7 @@ from model.whisper_encoder import encode_windows
 from server.types import SamplingParams
 from tests.model.random_weights import small_config
 from tests.model.reference import answer_alone, next_logits
-from training.batch import Item, Ragged, pack
+from training.batch import CHOSEN, Item, Ragged, pack
 from training.corpus import PEAK, ClipRecord
 from training.dataset import Dataset, epoch_order
 from training.features import WhisperEncode, extract, extract_wavlm, wavlm_features, whisper_features
@@ -175,6 +175,20 @@ def test_only_answers_count(exact: SpeechLLM, encoder: Encoder) -> None:
     spoilt = perfect.clone()
     spoilt[-1] = 0
     assert right_answers(spoilt, packed).tolist() == [True, False]
+
+
+def test_the_letter_of_a_choice_weighs_more(encoder: Encoder) -> None:
+    """The text before it is copied with ease; at one token of ten the letter was never learnt."""
+    chosen = encoder.segment(Example("find", "Which? A. in Bonn; B. at home; C. in Rome.", "At home. (B)"))
+    plain = encoder.segment(Example("content", "Which?", "At home. (B)"))
+    assert chosen.answer == plain.answer
+    packed = pack([Item(encoder.left, 2, (chosen, plain))])
+    weights, ordinary = packed.weights.split(len(plain.answer))
+    ratio = (weights / ordinary).tolist()
+    text = encoder.tokenizer.decode([t for t, r in zip(chosen.answer, ratio, strict=True) if r < 1.01])
+    letter = encoder.tokenizer.decode([t for t, r in zip(chosen.answer, ratio, strict=True) if r > 1.01])
+    assert (text.strip(), letter.strip()) == ("At home.", "(B)")
+    assert max(ratio) == pytest.approx(CHOSEN)
 
 
 def test_alignment_prefers_the_transcript() -> None:
