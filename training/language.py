@@ -36,9 +36,9 @@ TEXT_KINDS = {
     "everyday": 0.5, "ordinary": 0.13, "dialogue": 0.14, "story": 0.08, "question": 0.1, "digits": 0.05,
 }  # fmt: skip
 """Share of each kind of simulated clip in `language`: German comes from everyday sentences alone."""
-BARE_SHARE = 0.2
+BARE_SHARE = 0.25
 """Items without any clip: instructions to the language model alone."""
-BARE = {"text": 0.25, "refusal": 0.2, "find": 0.55}
+BARE = {"text": 0.2, "refusal": 0.2, "find": 0.6}
 """Their tasks."""
 BLANK = -1
 MISHEARD = 0.04
