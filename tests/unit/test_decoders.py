@@ -13,11 +13,11 @@ from benchmarks.decoders import environments
 from benchmarks.decoders.decoders import Decoded, PipedDecoder, timed
 from benchmarks.decoders.prompts import PromptMaker, Shape, TextPrompt
 from benchmarks.decoders.workloads import agreement, check, common, judged
-from benchmarks.sizes import ROOT
 from model.config import SpeechLLMConfig
 from model.prompt import build_prompt
 from model.tokenizer import Tokenizer
 from server.bench.types import BenchError
+from tests.locks import pins
 
 SHAPE = Shape(prompt_tokens=80, answer_tokens=4, batches=(1, 3))
 PROMPTS = [TextPrompt("a", "b", (1, 5, 6)), TextPrompt("c", "d", (1, 7))]
@@ -113,12 +113,6 @@ def test_an_environment_that_is_not_there_names_its_command() -> None:
 
 def test_the_peers_environments_are_pinned_and_without_what_they_do_not_need() -> None:
     for name in ("llamacpp", "vllm"):
-        lines = (ROOT / f"requirements-bench-{name}.lock").read_text(encoding="utf-8").splitlines()
-        pins = dict(line.split("==") for line in lines if not line.startswith("#"))
-        assert not pins.keys() & {"torchvision", "torchaudio", "torchcodec", "triton"}
-        assert pins.get("torch") in (None, pin_of("torch"))
-
-
-def pin_of(package: str) -> str:
-    lines = (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines()
-    return next(line for line in lines if line.startswith(f"{package}==")).split("==")[1]
+        theirs = pins(f"requirements-bench-{name}.lock")
+        assert not theirs.keys() & {"torchvision", "torchaudio", "torchcodec", "triton"}
+        assert theirs.get("torch") in (None, pins("requirements.lock")["torch"])

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
+
+from tests.locks import pins
 
 ROOT = Path(__file__).parents[2]
 SOUGHT = re.compile(r'(?:\bwhich|\btool)\("([\w-]+)"')
@@ -71,11 +72,6 @@ def test_everything_that_the_project_asks_for_is_pinned() -> None:
     """The Docker image and `make env` install nothing but the lock."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
-    pins = dict(
-        line.split("==")
-        for line in (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines()
-        if line and not line.startswith("#")
-    )
-    pinned = {canonicalize_name(name): version for name, version in pins.items()}
+    pinned = pins("requirements.lock")
     asked = [Requirement(line) for line in [*project["dependencies"], *extras["eval"], *extras["dev"]]]
     assert [str(one) for one in asked if not one.specifier.contains(pinned.get(one.name.lower(), "0"))] == []

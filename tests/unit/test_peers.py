@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-from pathlib import Path
 
 import pytest
 
@@ -14,9 +13,9 @@ from benchmarks.peers.sides import gather
 from benchmarks.peers.targets import Target
 from benchmarks.peers.waiting import check_set
 from benchmarks.record import Spread
-from benchmarks.sizes import ROOT
 from server.bench.types import Arrival, BenchError, Exchange, Load, Outcome, Piece, Question, Record
 from server.os_process import QUIET_THREADS
+from tests.locks import pins
 
 SHAPE = Shape(clip_seconds=0.1, instruction_tokens=7, answer_tokens=3, num_questions=6, per_clip=2, sample=3)
 
@@ -155,14 +154,9 @@ def test_a_target_is_met_by_the_median_on_its_side_of_the_bound() -> None:
 
 
 def test_the_lock_of_the_peers_moves_no_pin() -> None:
-    peers, main = (names_in(ROOT / name) for name in ("requirements-bench.lock", "requirements.lock"))
+    peers, main = pins("requirements-bench.lock"), pins("requirements.lock")
     assert "litserve" in peers
-    assert not peers & main
-
-
-def names_in(lock: Path) -> set[str]:
-    lines = lock.read_text(encoding="utf-8").splitlines()
-    return {line.partition("==")[0] for line in lines if "==" in line}
+    assert not peers.keys() & main.keys()
 
 
 def test_a_run_whose_threads_wait_by_accident_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

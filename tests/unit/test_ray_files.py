@@ -10,6 +10,7 @@ import yaml
 
 from server.settings import Settings, load_settings
 from server.types import GPU_BATCH_SIZE
+from tests.locks import pins
 
 ROOT = Path(__file__).parents[2]
 SERVE = yaml.safe_load((ROOT / "docker" / "ray" / "serve.yaml").read_text(encoding="utf-8"))
@@ -20,12 +21,6 @@ CONTAINERS = [container for t in TEMPLATES for container in t["spec"]["container
 (APPLICATION,) = SERVE["applications"]
 (DEPLOYMENT,) = APPLICATION["deployments"]
 DEFAULTS = Settings()
-
-
-def pins(name):
-    """Versions that a lock pins, by package."""
-    lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
-    return dict(line.split("==") for line in lines if "==" in line and not line.startswith("#"))
 
 
 def functions(path):
