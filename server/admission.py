@@ -38,7 +38,7 @@ class Slot:
 
 
 class DrainRate:
-    """How fast requests complete, as a moving average of the time between completions under load."""
+    """How fast requests complete, as a moving average of the time between completions while others wait."""
 
     def __init__(self, weight: float = 0.1) -> None:
         self._weight = weight
@@ -46,12 +46,18 @@ class DrainRate:
         self._since: float | None = None
 
     def begin(self, now: float) -> None:
-        """The server was idle until now: the time before is nobody's interval."""
+        """From now on requests wait: the time before is nobody's interval."""
         self._since = now
+
+    def rest(self) -> None:
+        """Nothing waits any more: how long what runs takes is not how fast a queue would drain."""
+        self._since = None
 
     def record(self, now: float) -> None:
         """One request completed."""
-        interval = now - self._since if self._since is not None else 0.0
+        if self._since is None:
+            return
+        interval = now - self._since
         mean = interval if self._mean_s is None else self._mean_s
         self._mean_s = mean + self._weight * (interval - mean)
         self._since = now
@@ -83,7 +89,7 @@ class Ledger:
         if self.num_waiting >= self.limits.max_queued_requests:
             raise self.overloaded("the queue is full")
         self._check_bytes(num_bytes)
-        if not self._slots:
+        if not self.num_waiting:
             self._drain.begin(self.clock())
         slot = Slot(num_bytes)
         self._slots.add(slot)
@@ -122,6 +128,7 @@ class Ledger:
         self.waiting_audio_s -= slot.audio_s
         if not self.num_waiting:
             self.waiting_audio_s = 0.0  # floating-point sums drift; an empty queue is exactly empty
+            self._drain.rest()
 
     def release(self, slot: Slot, *, completed: bool) -> None:
         """Give everything back. Idempotent. completed: it ran to its end, so it tells the drain rate."""

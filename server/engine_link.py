@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import queue
 import subprocess
@@ -14,11 +15,14 @@ from collections.abc import Callable
 from multiprocessing import Pipe
 from typing import Any
 
+from server.engine.factory import safe_traceback
 from server.engine_child import BOOT
 from server.engine_clips import ClipSender
-from server.engine_wire import Channel, Stop, ToChild, ToParent
+from server.engine_wire import Channel, Replies, Stop, ToChild, ToParent
 from server.os_process import computing_environment, describe_exit, stop_signals_blocked
 from server.types import GenerateRequest
+
+logger = logging.getLogger(__name__)
 
 EXIT_GRACE_S = 2.0
 """A child that closed its pipe or was told to stop gets this long before it is killed."""
@@ -60,26 +64,35 @@ class EngineLink:
         self._process.kill()
 
     async def stop(self) -> None:
-        """Ask the child to exit, kill it after `EXIT_GRACE_S`, return when it is gone."""
+        """Ask the child to exit, kill it after `EXIT_GRACE_S`, return when it is gone.
+
+        A stuck driver can hold a killed process: it is left behind after as long again.
+        """
         self.send(Stop())
         await asyncio.wait([self.lost], timeout=EXIT_GRACE_S)
         self.kill()
-        await asyncio.wait([self.lost])
+        await asyncio.wait([self.lost], timeout=EXIT_GRACE_S)
 
     def _write(self) -> None:
         clips = ClipSender()
-        with contextlib.suppress(OSError):  # the child is gone: the reader thread reports it
+        try:
             while (message := self._outbox.get()) is not None:
                 if isinstance(message, GenerateRequest):
                     message = clips.shorten(message)
                 self._channel.send(message)
+        except OSError:
+            pass  # the child is gone: the reader thread reports it
+        except Exception as error:  # noqa: BLE001 - the child would look well and hear nothing
+            logger.error("engine writer failed: %s", safe_traceback(error))
+            self.kill()
 
     def _read(self) -> None:
         """The reader thread; it outlives the child and cleans up after it."""
         try:
             while True:
                 message = self._channel.receive()
-                self.last_heard = time.monotonic()
+                if not isinstance(message, Replies):  # which another thread than the engine's sends
+                    self.last_heard = time.monotonic()
                 self._post(self._on_message, message)
         except (EOFError, OSError):
             pass  # the child closed its end, by exiting or by being killed

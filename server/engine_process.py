@@ -116,7 +116,7 @@ class EngineProcess(EngineFront):
         self._state = EngineState.STARTING
         try:
             why = await self._watch_child()
-        except OSError as error:
+        except (OSError, RuntimeError) as error:  # the latter for a thread
             why = f"the engine process could not be started: {error}"
         if not self._stopping.is_set():
             self._end_failed(why)

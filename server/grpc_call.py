@@ -83,9 +83,13 @@ class Call:
         if self._reservation is not None:
             self._reservation.expire(NotReady("The server is shutting down.", retry_after_s=1.0))
 
-    async def read(self) -> bytes | None:
-        """The next message's bytes; None after the last one."""
-        message = await self._context.read()
+    async def read(self, within_s: float | None = None) -> bytes | None:
+        """The next message's bytes; None after the last one. Raises DeadlineExceeded if it takes longer."""
+        try:
+            async with asyncio.timeout(within_s):
+                message = await self._context.read()
+        except TimeoutError as error:
+            raise DeadlineExceeded(f"No message came within {within_s:g} s.") from error
         if isinstance(message, bytes):
             return message
         self._input_ended = True

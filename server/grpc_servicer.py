@@ -36,6 +36,10 @@ from server.settings import BODY_SLACK_BYTES, Settings
 SERVICE_NAME: str = pb.DESCRIPTOR.services_by_name["SpeechChat"].full_name
 
 T = TypeVar("T")
+MESSAGE_S = 60.0
+"""How long a message may take that others wait behind; who is slower sends an upload."""
+PIECE_S = 30.0
+"""How long an upload, which holds the largest size there is, may send nothing."""
 MAX_DRAINS = 8
 """Refused uploads that are read on for a moment at the same time."""
 MAX_DRAIN_WAIT_S = 1.0
@@ -158,7 +162,7 @@ class SpeechChat:
     async def _receive_message(self, call: Call, reservation: Reservation) -> ChatCommand:
         async with self._turns:
             reservation.resize_bytes(self._message_bytes)
-            raw = await call.read()
+            raw = await call.read(MESSAGE_S)
         if raw is None:
             raise InvalidRequest("The call ended before its request.")
         request = parse_request(raw)
@@ -168,7 +172,7 @@ class SpeechChat:
     async def _receive_upload(self, call: Call, reservation: Reservation) -> ChatCommand:
         config = await self._read_config(call)
         audio = bytearray()
-        while (raw := await call.read()) is not None:
+        while (raw := await call.read(PIECE_S)) is not None:
             audio += _chunk_of(parse_upload(raw))
             if len(audio) > self._settings.max_upload_bytes:
                 raise PayloadTooLarge(
@@ -177,7 +181,7 @@ class SpeechChat:
         return command_of(config, bytes(audio), call.timeout_s)
 
     async def _read_config(self, call: Call) -> pb.ChatRequest:
-        raw = await call.read()
+        raw = await call.read(PIECE_S)
         if raw is None or not (message := parse_upload(raw)).HasField("config"):
             raise InvalidRequest("The first message of an upload must be its config.", param="config")
         if message.config.HasField("audio"):

@@ -10,13 +10,14 @@ from typing import Any
 
 from starlette.requests import Request
 
-from server.errors import InvalidAudio, InvalidRequest, PayloadTooLarge, RequestCancelled
+from server.errors import DeadlineExceeded, InvalidAudio, InvalidRequest, PayloadTooLarge, RequestCancelled
 from server.http_form import FormReader
 from server.settings import Settings
 
 JSON_TYPE = "application/json"
 FORM_TYPE = "multipart/form-data"
 MAX_UTF8_BYTES = 4
+BODY_STALL_S = 30.0
 BASE64_SLICE = 2**20
 """Characters decoded between two turns of the event loop; a multiple of four."""
 
@@ -45,10 +46,18 @@ def content_type(request: Request) -> str:
 
 
 async def body_chunks(request: Request, max_bytes: int) -> AsyncIterator[bytes]:
-    """The body piece by piece. Raises PayloadTooLarge past the cap, RequestCancelled if the client leaves."""
+    """The body piece by piece.
+
+    Raises PayloadTooLarge past the cap, RequestCancelled if the client leaves, DeadlineExceeded if it sends
+    nothing for BODY_STALL_S: a slot is held meanwhile.
+    """
     num_bytes = 0
     while True:
-        message = await request.receive()
+        try:
+            async with asyncio.timeout(BODY_STALL_S):
+                message = await request.receive()
+        except TimeoutError as error:
+            raise DeadlineExceeded(f"Nothing of the body came for {BODY_STALL_S:g} s.") from error
         if message["type"] == "http.disconnect":
             raise RequestCancelled("The client went away.")
         chunk = message.get("body", b"")

@@ -28,6 +28,8 @@ REFUSAL_DRAIN_S = 1.0
 HEAD_TIMEOUT_S = 30.0
 KEEP_ALIVE_S = 75
 """Longer than the usual 60 s of a balancer's pool, so that the balancer is the one who closes."""
+UNREAD_MS = 60_000
+"""How long bytes may stay unread by the client before the kernel gives its connection up."""
 CLOSE_GRACE_S = 3
 BACKLOG = 1024
 
@@ -173,6 +175,8 @@ def bind(host: str, port: int) -> socket.socket:
         raise PortInUse(f"cannot listen on {host}: {error.strerror}") from error
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # Accepted sockets inherit it. Without it a closed connection whose peer does not read stays for ever.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNREAD_MS)
         listener.bind(address)
         listener.listen(BACKLOG)
     except OSError as error:

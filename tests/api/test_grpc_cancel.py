@@ -202,6 +202,28 @@ async def test_a_stalled_message_is_bounded() -> None:
         assert server.metrics()["requests_failed_total/deadline_exceeded"] == 1
 
 
+async def test_a_silent_call_does_not_keep_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a budget for one message at a time, the next call must not wait for a minute-long silence."""
+    monkeypatch.setattr("server.grpc_servicer.MESSAGE_S", 0.3)
+    async with serving(max_inflight_mb=40) as server:
+        silent = server.channel.stream_stream("/wavllm.v1.SpeechChat/Chat")()
+        await eventually(lambda: server.service.ledger.num_open == 1)
+        assert (await server.stub.Chat(request())).finish_reason == "stop"
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await finish(silent)
+        assert reason_of(caught.value) == "deadline_exceeded"
+        assert server.service.ledger.num_open == 0
+
+
+async def test_an_upload_that_falls_silent_gives_its_bytes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.grpc_servicer.PIECE_S", 0.3)
+    async with serving() as server:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await finish(server.stub.ChatUpload(stalled_upload(asyncio.Event())))
+        assert reason_of(caught.value) == "deadline_exceeded"
+        await eventually(lambda: server.service.ledger.num_bytes == 0)
+
+
 async def test_a_deadline_that_the_queue_outlasts_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(DrainRate, "wait_s", lambda self, num_requests: 30.0)
     engine, decoder = FakeEngine(), FakeDecoder()

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
+import socket
 import time
 
 import pytest
 from fakes import FakeDecoder, FakeEngine, eventually, make_service
 from http_harness import check_law, counted, json_body, live_server, post, post_head
 
+from server.http_server import bind
 from server.types import Stage
 
 CAP = 25 * 2**20 * 4 // 3 + 65536
@@ -206,6 +209,38 @@ async def test_a_head_that_does_not_come_is_given_up(monkeypatch):
         client = await server.connect()
         await client.send(b"GET / HTTP/1.1\r\n")
         assert await asyncio.wait_for(client.reader.read(), 2) == b""
+
+
+async def test_a_body_that_stops_coming_gives_its_place_back(monkeypatch):
+    monkeypatch.setattr("server.http_body.BODY_STALL_S", 0.2)
+    async with live_server() as server:
+        client = await server.connect()
+        body = json.dumps(json_body()).encode()
+        await client.send(post_head(len(body)))
+        for start in range(0, len(body), len(body) // 8):  # slowly, but it comes
+            await client.send(body[start : start + len(body) // 8])
+            await asyncio.sleep(0.05)
+        status, headers = await client.head()
+        assert status == 200
+        await client.body(headers)
+        await client.send(post_head(len(body)) + body[:-1])
+        status, headers = await asyncio.wait_for(client.head(), 2)
+        assert status == 504
+        assert json.loads(await client.body(headers))["error"]["code"] == "deadline_exceeded"
+        assert server.service.ledger.num_open == 0
+
+
+def test_a_peer_that_reads_nothing_loses_its_connection(monkeypatch):
+    monkeypatch.setattr("server.http_server.UNREAD_MS", 500)
+    with bind("127.0.0.1", 0) as listener, socket.socket() as client:
+        client.connect(listener.getsockname())
+        listener.setblocking(True)
+        ours, _ = listener.accept()
+        with ours:
+            ours.settimeout(20)
+            with pytest.raises(TimeoutError) as caught:
+                ours.sendall(bytes(2**26))
+            assert caught.value.errno == errno.ETIMEDOUT  # the kernel's; ours would have none
 
 
 async def test_a_kept_connection_is_not_given_up_by_the_heads_timer(monkeypatch):

@@ -18,8 +18,9 @@ import pytest
 from fake_core import FACTORY, request
 
 from server.engine_child import BOOT
+from server.engine_link import EngineLink
 from server.engine_process import EngineProcess
-from server.engine_wire import Build
+from server.engine_wire import Build, Channel
 from server.errors import EngineError, NotReady
 from server.types import (
     Delta,
@@ -121,6 +122,47 @@ async def test_a_hung_step_is_killed_and_the_engine_started_again(tmp_path):
         assert engine.health().detail == "the engine gave no sign of life for 0.6 s"
         await until(lambda: is_gone(pid))
         await answered_again(engine)
+
+
+async def test_requests_that_keep_coming_do_not_hide_a_hang(tmp_path):
+    """Another thread of the child takes them, so what it answers is no sign of life."""
+    async with started(tmp_path, heartbeat_timeout_s=0.6) as engine:
+        began = time.monotonic()
+        waiting = [asyncio.create_task(answer(engine, "hang", "first"))]
+        while not waiting[0].done() and time.monotonic() - began < 5:
+            await asyncio.sleep(0.2)
+            waiting.append(asyncio.create_task(answer(engine, "tokens=1", f"later-{len(waiting)}")))
+        assert time.monotonic() - began < 1.6
+        ends = await asyncio.gather(*waiting)
+        assert all(isinstance(events[-1].error, (EngineError, NotReady)) for events in ends)
+        await answered_again(engine)
+
+
+async def test_a_writer_that_fails_ends_the_child(tmp_path, monkeypatch, caplog):
+    """Without it the child would look well, and no request would ever reach it."""
+    async with started(tmp_path) as engine:
+        pid = engine.child_pid
+        monkeypatch.setattr(Channel, "send", lambda *_: (_ for _ in ()).throw(MemoryError()))
+        events = await answer(engine, "tokens=1")
+        assert isinstance(events[-1].error, EngineError)
+        monkeypatch.undo()
+        assert "engine writer failed" in caplog.text
+        await until(lambda: is_gone(pid))
+        await answered_again(engine)
+
+
+async def test_a_child_that_cannot_be_killed_is_left_behind(tmp_path, monkeypatch):
+    """As a stuck driver makes it: without a bound the server's ports would stay open for ever."""
+    monkeypatch.setattr("server.engine_link.EXIT_GRACE_S", 0.2)
+    monkeypatch.setattr("server.engine_process.EXIT_GRACE_S", 0.2)
+    async with started(tmp_path) as engine:
+        pid = engine.child_pid
+        os.kill(pid, signal.SIGSTOP)
+        with monkeypatch.context() as patched:
+            patched.setattr(EngineLink, "kill", lambda _: None)
+            await asyncio.wait_for(engine.stop(), 2)
+        os.kill(pid, signal.SIGKILL)
+        await until(lambda: is_gone(pid))
 
 
 async def test_a_stopped_child_counts_as_hung(tmp_path):

@@ -126,11 +126,27 @@ def test_idle_time_is_not_slowness():
     ledger = make_ledger(clock=clock)
     for _ in range(5):
         clock.now += 3600.0
-        slot = ledger.take(1)
+        slots = [ledger.take(1), ledger.take(1)]
         clock.now += 0.5
-        ledger.release(slot, completed=True)
+        ledger.release(slots[0], completed=True)
+        ledger.release(slots[1], completed=False)
     ledger.take(1)
     assert ledger.expected_wait_s == pytest.approx(0.5)
+    assert ledger.wait_ahead_s == 0.0
+
+
+def test_what_nobody_waits_for_is_no_measure_of_a_queue():
+    """Ten answers of 2 s, one after another: a burst of 20 may well be answered in one batch."""
+    clock = Clock()
+    ledger = make_ledger(requests=50, num_bytes=1000, clock=clock)
+    for _ in range(10):
+        slot = ledger.take(1)
+        clock.now += 0.01
+        ledger.leave_queue(slot)
+        clock.now += 2.0
+        ledger.release(slot, completed=True)
+    for _ in range(20):
+        ledger.take(1)
     assert ledger.wait_ahead_s == 0.0
 
 

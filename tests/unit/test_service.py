@@ -375,7 +375,8 @@ async def test_a_wait_that_would_outlast_the_deadline_is_refused_at_once():
     gates = {"start": asyncio.Event()}
     engine = FakeEngine(step_s=0.1)
     service = await ready(engine)
-    await answer(service)
+    with service.reserve(num_bytes=0, api_key=None, transport="test"):
+        await answer(service)  # while another waits, so that it tells how fast a queue drains
     engine.gates = gates
     waiting = [await open_chat(service) for _ in range(5)]
     start = time.monotonic()
