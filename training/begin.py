@@ -4,7 +4,8 @@
     python -m training all OUT --state STATE
 
 The LoRA becomes part of the language model, at the scale that instructions get on average; a new LoRA and a
-new prompt-aware adapter take their places. What `copy` and `align` teach counts as learnt.
+new prompt-aware adapter take their places. What `copy` teaches counts as learnt; `align` comes again, since
+`language` moves the token embeddings that it aligns to.
 """
 
 from __future__ import annotations
@@ -27,7 +28,6 @@ from training.loop import write
 from training.recipe import RECIPES, Recipe, State
 from training.scales import measure
 
-LEARNT = ("copy", "align")
 INSTRUCTIONS = 8
 """Of each task, to average the scale over."""
 
@@ -50,8 +50,7 @@ def begin(directory: Path, recipe: Recipe, state: State) -> None:
     weights = {name: weight.detach() for name, weight in model.named_parameters()}
     kept = {name: weight for name, weight in weights.items() if not name.startswith("prompt_adapter.")}
     write(state, START, 0, kept, {})
-    for stage in LEARNT:
-        write(state, stage, getattr(recipe, stage).steps, {}, {})
+    write(state, "copy", recipe.copy.steps, {}, {})
     shutil.copyfile(directory / TOKENIZER_FILE, state.tokenizer)
 
 

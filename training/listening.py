@@ -11,7 +11,6 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -193,7 +192,7 @@ class ListeningStage:
     encoder: Encoder
     recipe: Recipe
     data: Dataset
-    hears_voices: ClassVar[bool] = True
+    hears_voices: bool = True
 
     def __post_init__(self) -> None:
         self.trained = Listener(self.model)
@@ -294,18 +293,16 @@ class ListeningStage:
 class AlignStage(ListeningStage):
     """Before stage 1: the semantic adapter and the fusion learn, by alignment alone, to write what is heard.
 
-    The acoustic adapter is silent until stage 1: CTC would fill it with more of what is said. Without the
-    language model a clip costs a quarter.
+    The acoustic adapter rests. One that has learnt nothing is silent until stage 1 (hears_voices: false), for
+    the fusion would make it say more of what is said. Without the language model a clip costs a quarter.
     """
-
-    hears_voices = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.name = "align"
         self.budget = self.recipe.align
         self.rates: dict[str, float] = {"align.": 10.0}  # two numbers, in units of their own
-        self.train_only()
+        self.train_only(*(("voices.",) if self.hears_voices else ()))
 
     def batch(self, step: int) -> Said:
         """Clips, no instructions."""
@@ -313,9 +310,14 @@ class AlignStage(ListeningStage):
         return self.said(self.clips(step, self.budget.batch, rng), rng)
 
     def losses(self, batch: Said) -> dict[str, Tensor]:
-        """loss; ctc, distance: the two parts of the alignment loss."""
-        aligned = self.aligned(batch, self.hear(batch))
-        return {"loss": aligned["ctc"] + DISTANCE * aligned["distance"], **aligned}
+        """loss; ctc, distance: the two parts of the alignment loss; voices, where they are heard."""
+        audio = self.hear(batch)
+        figures = self.aligned(batch, audio)
+        loss = figures["ctc"] + DISTANCE * figures["distance"]
+        if self.hears_voices:
+            figures["voices"] = self.trained.voices(audio, batch.changed, batch.emotions)
+            loss = loss + VOICES * figures["voices"]
+        return {"loss": loss, **figures}
 
 
 class SingleStage(ListeningStage):

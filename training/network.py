@@ -157,8 +157,8 @@ class AlignmentLoss(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.blank = nn.Parameter(torch.tensor(0.0))
-        self.sharpness = nn.Parameter(torch.tensor(15.0))
+        self.blank = nn.Parameter(torch.tensor(4.0))  # both from where they come to rest
+        self.sharpness = nn.Parameter(torch.tensor(10.0))
 
     def log_probabilities(self, audio: Tensor, embeddings: Tensor) -> Tensor:
         """[..., D] audio, [V, D] token embeddings -> [..., V + 1]; the last one is the blank."""

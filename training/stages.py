@@ -12,7 +12,7 @@ from model.checkpoint_format import ShardWriter, expected_tensors
 from model.speech_llm import SpeechLLM
 from model.tokenizer import train_tokenizer
 from training.acoustic import AcousticStage
-from training.assemble import STAGES, assemble, first_model, open_encoder
+from training.assemble import STAGES, START, assemble, first_model, open_encoder
 from training.corpus import make_speech
 from training.dataset import Dataset
 from training.features import extract_wavlm, extract_whisper
@@ -87,8 +87,9 @@ def acoustic(run: Run) -> None:
 
 
 def align(run: Run) -> None:
-    """Stage 1, adapters alone."""
-    run.train(AlignStage(*_listening(run, ("language", "acoustic"))))
+    """Stage 1, adapters alone. Those of a run that begins with a trained model can tell voices already."""
+    hears_voices = run.state.checkpoint(START).exists()
+    run.train(AlignStage(*_listening(run, ("language", "acoustic")), hears_voices))
 
 
 def single(run: Run) -> None:

@@ -65,7 +65,7 @@ def test_a_run_begins_with_the_weights_and_their_lora(
     recipe, state = SmallRecipe(), State(tmp_path / "run")
     begin(source, recipe, state)
     monkeypatch.setattr("training.assemble.open_whisper", lambda config: model.audio_encoder.whisper)
-    begun = assemble(recipe, state, small_config(), ("copy", "align"))
+    begun = assemble(recipe, state, small_config(), ("copy",))
     torch.testing.assert_close(logits(begun, None), logits(model, scale), rtol=1e-4, atol=1e-5)
     assert (logits(begun, None) - logits(model, None)).abs().max() > 0.01
     ones = torch.ones_like(scale)
