@@ -154,8 +154,8 @@ def options(prompt: str) -> dict[str, str]:
 def choice(text: str, choices: dict[str, str]) -> str | None:
     """The letter of the one option that an answer names, by its letter or by its text.
 
-    A letter that is stated ("the answer is B") wins over one that only stands there ("A. ..."); several letters
-    are no answer. choices: {} if the question's could not be read; then letters alone count.
+    A letter that is stated ("the answer is B") wins over one that only stands there ("A. ..."); several
+    letters are no answer. choices: {} if the question's could not be read; then letters alone count.
     """
     allowed = set(choices or LETTERS)
     found = letters.stated(text) & allowed or (letters.marked(text) | _echoed(text, choices)) & allowed
