@@ -26,7 +26,7 @@ def run_plan(plan: Plan) -> None:
     elif not plan.server.startswith(("http://", "https://")):
         raise CommandError("--server: must start with http:// or https://", 2)
     try:
-        outcome = asyncio.run(evaluate(plan, progress_bar))
+        outcome = asyncio.run(evaluate(plan, progress_bar, _warn))
     except EvalError as error:
         raise CommandError(str(error)) from error
     except OSError as error:
@@ -37,9 +37,13 @@ def run_plan(plan: Plan) -> None:
     _show(plan, outcome)
 
 
+def _warn(text: str) -> None:
+    typer.echo(f"wavllm: {text}", err=True)
+
+
 def _show(plan: Plan, outcome: Outcome) -> None:
     if outcome.remark:
-        typer.echo(f"wavllm: {outcome.remark}", err=True)
+        _warn(outcome.remark)
     typer.echo((plan.directory / "report.md").read_text(encoding="utf-8"))
     num_errors = outcome.report["num_errors"]
     if num_errors:

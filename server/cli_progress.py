@@ -19,7 +19,7 @@ def progress_bar(title: str) -> Iterator[Report]:
     console = Console(stderr=True)
     with Progress(
         *columns,
-        TextColumn("{task.fields[piece]}"),
+        TextColumn("{task.fields[piece]}", markup=False),  # "[/b]" may be a row's id
         console=console,
         transient=True,
         disable=not is_terminal(),

@@ -169,7 +169,10 @@ class TranscriptTextDone(TranscriptBody):
 
 
 class ModelEntry(Shape):
-    """The served model, its limits and what it can be asked for."""
+    """The served model, its limits and what it can be asked for.
+
+    fingerprint: changes with the files that the model was loaded from.
+    """
 
     id: str
     object: Literal["model"]
@@ -185,6 +188,7 @@ class ModelEntry(Shape):
     capabilities: list[str]
     merged_prompt: str | None
     random_weights: bool
+    fingerprint: str
 
 
 class ModelList(Shape):

@@ -224,6 +224,7 @@ class SpeechService:
             formats=AUDIO_FORMATS,
             merged_prompt=info.merged_prompt,
             random_weights=info.random_weights,
+            fingerprint=info.fingerprint,
         )
         return (card,)
 

@@ -58,7 +58,10 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class ModelCard:
-    """The served model and its limits. created: Unix seconds when it became ready."""
+    """The served model and its limits. created: Unix seconds when it became ready.
+
+    fingerprint: changes with the files that the model was loaded from.
+    """
 
     id: str
     created: int
@@ -71,3 +74,4 @@ class ModelCard:
     formats: tuple[str, ...]
     merged_prompt: str | None
     random_weights: bool
+    fingerprint: str

@@ -226,6 +226,7 @@ class ModelInfo:
     max_audio_seconds: longest clip that leaves room for an answer. max_context_tokens: the position table.
     random_weights: the directory says that nobody trained it.
     merged_prompt: the only instruction this deployment answers, or None.
+    fingerprint: changes with the files that the model was loaded from.
     """
 
     name: str
@@ -237,6 +238,7 @@ class ModelInfo:
     device: str
     random_weights: bool = False
     merged_prompt: str | None = None
+    fingerprint: str = ""
 
 
 @dataclass(frozen=True, slots=True)

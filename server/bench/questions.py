@@ -53,7 +53,8 @@ def load_questions(plan: Plan, max_audio_s: float | None, on_progress: Progress)
 
 def _of_manifest(manifest: Path, audio_root: Path | None, on_progress: Progress) -> tuple[Question, ...]:
     try:
-        rows = read_manifest(manifest, task="text", audio_root=audio_root)  # the task changes nothing here
+        # Neither tasks nor references change anything here.
+        rows = read_manifest(manifest, task="text", audio_root=audio_root, is_scored=False)
     except EvalError as error:
         raise BenchError(str(error)) from error
     files = list(dict.fromkeys(row.audio for row in rows))

@@ -17,6 +17,7 @@ from model.speech_llm import SpeechLLM
 from model.tokenizer import Tokenizer
 from server.engine.core import EngineCore
 from server.engine.factory import Progress
+from server.engine.fingerprint import fingerprint
 from server.engine.intake import Intake
 from server.engine.memory import free_bytes
 from server.engine.pages import PagePool
@@ -117,6 +118,7 @@ def assemble(config: EngineConfig, model: SpeechLLM, tokenizer: Tokenizer, sizes
         device=str(model.device),
         random_weights=model.config.random_weights,
         merged_prompt=config.merge_prompt,
+        fingerprint=fingerprint(config.model_dir),
     )
     return EngineCore(info, intake, scheduler, runner, tokenizer)
 

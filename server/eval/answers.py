@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -15,6 +16,9 @@ ANSWERS = "answers.jsonl"
 SETTINGS = "run.json"
 RESULTS = (ANSWERS, SETTINGS, "report.json", "report.md")
 
+NO_SETTINGS = frozenset({"random_weights"})
+"""What run.json tells of the model without that a run is refused for it."""
+
 Settings = Mapping[str, str | int | None]
 
 
@@ -22,20 +26,21 @@ class AnswerFile:
     """One run's `answers.jsonl`; a context manager. Lines: the row, and what `Answer` has.
 
     Holds a lock, so that two runs never write into one directory. Raises EvalError if it is taken, or if the
-    directory belongs to a run with other settings or rows.
+    directory has answers of a run with other settings, rows or audio. `begin` comes before the first `add`.
+    settings: those of the run, and what is known of the model.
     """
 
     def __init__(
         self, directory: Path, settings: Settings, rows: list[Row], *, overwrite: bool = False
     ) -> None:
         self._directory = directory
+        self.settings = settings
+        self._overwrite = overwrite
         self._rows = {row.key: row for row in rows}
         directory.mkdir(parents=True, exist_ok=True)
         self._file = _locked(directory / ANSWERS)
         try:
-            if overwrite:
-                self._clear()
-            self.answers = self._resume(settings)
+            self.answers = {} if overwrite else self._resume()
         except BaseException:
             self._file.close()
             raise
@@ -46,6 +51,13 @@ class AnswerFile:
     def __exit__(self, *exc: object) -> None:
         self._file.close()
 
+    def begin(self, *, random_weights: bool) -> None:
+        """Whoever answers is there: write down what the answers depend on, and drop those of another run."""
+        if self._overwrite:
+            self._clear()
+        self.settings = {**self.settings, "random_weights": random_weights}
+        _write_whole(self._directory / SETTINGS, json.dumps(self.settings, indent=2) + "\n")
+
     def add(self, row: Row, answer: Answer) -> None:
         """Keep an answer, on disk before anything else happens."""
         asked = {
@@ -54,6 +66,7 @@ class AnswerFile:
             "task": row.task,
             "prompt": row.prompt,
             "reference": row.reference,
+            "audio": row.audio_mark,
         }
         said = asdict(answer)
         record = asked | {"answer": said.pop("text")} | said
@@ -67,37 +80,45 @@ class AnswerFile:
         for path in (*stale, *self._directory.glob("confusion-*.png")):
             path.unlink(missing_ok=True)
 
-    def _resume(self, settings: Settings) -> dict[str, Answer]:
-        path = self._directory / SETTINGS
+    def _resume(self) -> dict[str, Answer]:
         text = _whole_lines(self._directory / ANSWERS, self._file)
-        if path.exists() or text:
-            self._check_settings(path, settings)
-        else:
-            path.write_text(json.dumps(dict(settings), indent=2) + "\n", encoding="utf-8")
+        if text:
+            self._check_settings()
         return dict(self._read(text))
 
-    def _check_settings(self, path: Path, settings: Settings) -> None:
+    def _check_settings(self) -> None:
+        settings = self.settings
         try:
-            before = json.loads(path.read_text(encoding="utf-8"))
+            before = json.loads((self._directory / SETTINGS).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             before = None
         if not isinstance(before, dict):
             raise self._refusal(f"{SETTINGS} cannot be read")
-        changed = [name for name in {**before, **settings} if before.get(name) != settings.get(name)]
+        names = [name for name in {**before, **settings} if name not in NO_SETTINGS]
+        changed = [name for name in names if before.get(name) != settings.get(name)]
         if changed:
             name = changed[0]
             raise self._refusal(f"{name} was {before.get(name)!r} and is now {settings.get(name)!r}")
+        self.settings = {**settings, **{name: before[name] for name in NO_SETTINGS if name in before}}
 
     def _read(self, text: str) -> Iterator[tuple[str, Answer]]:
         """Later lines win: a failed question may have been asked again."""
         for number, line in enumerate(text.split("\n")[:-1], 1):  # texts may hold other line ends
             try:
-                key, answer = _answer(json.loads(line))
+                record = json.loads(line)
+                key, answer = _answer(record)
             except (ValueError, KeyError, TypeError) as error:
                 raise self._refusal(f"{ANSWERS} line {number} is not an answer") from error
             if key not in self._rows:
                 raise self._refusal(f"{ANSWERS} line {number} answers a row that the manifest does not have")
+            self._check_audio(record, answer)
             yield key, answer
+
+    def _check_audio(self, record: dict[str, Any], answer: Answer) -> None:
+        """A question that failed is asked again anyway, perhaps because its file was mended."""
+        row = self._rows[record["row"]]
+        if answer.error is None and record.get("audio", row.audio_mark) != row.audio_mark:
+            raise self._refusal(f"row {row.id} was answered from another audio file than {row.audio} now is")
 
     def _refusal(self, why: str) -> EvalError:
         return EvalError(f"{self._directory}: holds another run: {why}; use another --output, or --overwrite")
@@ -106,6 +127,16 @@ class AnswerFile:
 def _answer(record: dict[str, Any]) -> tuple[str, Answer]:
     names = ("finish_reason", "latency_ms", "error")
     return record["row"], Answer(record["answer"], *(record[name] for name in names))
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """All of it or, if this is killed on the way, what was there before."""
+    unfinished = path.with_name(f"{path.name}.tmp")
+    with unfinished.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(unfinished, path)
 
 
 def _locked(path: Path) -> TextIO:

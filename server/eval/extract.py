@@ -6,6 +6,8 @@ import re
 import unicodedata
 from collections.abc import Collection, Iterator
 
+from server.eval import letters
+
 LETTERS = "ABCDEFGH"
 _EMOTIONS = {
     "neutral": "neutral neu calm composed unemotional emotionless",
@@ -28,7 +30,9 @@ _NUMBERS = {
     **{str(digit): word for digit, word in enumerate(("one", "two", "three", "four", "five", "six"), 1)},
     "single": "one",
 }
-_YES_NO = re.compile(r"(?:.*\banswer (?:is|would be) )?(yes|no)\b")
+_YES_NO = re.compile(r"(?:.*\b(?:answer(?: is| would be)?|i (?:think|believe)) )?(yes|no)\b")
+_NOBODY = re.compile(r"\bno(?:\s+|-)(?:one|other)\b", re.IGNORECASE)
+"""Neither the answer no nor the number one."""
 
 
 def plain(text: str) -> str:
@@ -79,16 +83,20 @@ def speakers(text: str, prompt: str, reference: str) -> str | None:
 
     A number answers a yes-or-no question too: "There are two speakers" to "Is there only one speaker?".
     """
-    words = plain(text)
+    words = _words(text)
     if reference not in ("yes", "no"):
         return _number(words)
-    return _yes_no(words) or _yes_no_by_count(words, plain(prompt))
+    return _yes_no(words) or _yes_no_by_count(words, _words(prompt))
 
 
 def speaker_reference(text: str) -> str:
     """The class that a reference names; an unknown one stands for itself."""
-    words = plain(text)
+    words = _words(text)
     return _yes_no(words) or _number(words) or words
+
+
+def _words(text: str) -> str:
+    return plain(_NOBODY.sub("nobody", text))
 
 
 def _yes_no(words: str) -> str | None:
@@ -120,7 +128,7 @@ def _is_one_speaker(words: str) -> bool | None:
         return True
     if re.search(r"\b(?:two|three|four|five|six|[2-6]|multiple|several|many)\b", words):
         return False
-    return True if re.search(r"\b(?:one|single|1)\b", words) else None
+    return True if re.search(r"\b(?:one|single|1|nobody)\b", words) else None
 
 
 # Options
@@ -146,10 +154,14 @@ def options(prompt: str) -> dict[str, str]:
 def choice(text: str, choices: dict[str, str]) -> str | None:
     """The letter of the one option that an answer names, by its letter or by its text.
 
-    choices: {} if the question's could not be read; then letters alone count.
+    A letter that is stated ("the answer is B") wins over one that only stands there ("A. ..."); several
+    letters are no answer. choices: {} if the question's could not be read; then letters alone count.
     """
     allowed = set(choices or LETTERS)
-    return _letter(text.strip(), allowed) or _option_text(plain(text), choices)
+    found = letters.stated(text) & allowed or (letters.marked(text) | _echoed(text, choices)) & allowed
+    if found:
+        return found.pop() if len(found) == 1 else None
+    return _option_text(plain(text), choices)
 
 
 def choice_reference(text: str, choices: dict[str, str]) -> str:
@@ -157,17 +169,10 @@ def choice_reference(text: str, choices: dict[str, str]) -> str:
     return choice(text, choices) or plain(text)
 
 
-def _letter(text: str, allowed: Collection[str]) -> str | None:
-    # "A man is leaving" starts with an article: a first letter counts with its mark, or alone.
-    first = re.match(r"[(\[\"'*]*([A-Ha-h])[)\]\"'*]*\s*(?:[.):,;\u3001\uff0e-]|$)", text)
-    if first and first[1].upper() in allowed:
-        return first[1].upper()
-    named = re.findall(
-        r"\b(?:[Aa]nswer(?: is|:)|[Oo]ption|[Cc]hoice)(?: is|:)?\s*[(\[\"'*]*([A-H])\b(?!')", text
-    )
-    bracketed = re.findall(r"\(([A-H])\)", text)
-    found = {letter for letter in (*named, *bracketed) if letter in allowed}
-    return found.pop() if len(found) == 1 else None
+def _echoed(text: str, choices: dict[str, str]) -> set[str]:
+    """The letters of an answer that says all the options over again."""
+    said = options(text)
+    return set(said) if len(said) >= len(choices) else set()
 
 
 def _option_text(words: str, choices: dict[str, str]) -> str | None:

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from server.eval.tasks import KNOWN, canonical, task_of_file
+from server.eval.extract import choice, options
+from server.eval.tasks import KNOWN, Kind, canonical, kind_of, task_of_file
 from server.eval.types import EvalError, Row
 
 REQUIRED = ("id", "audio", "prompt", "tgt_text")
@@ -22,20 +25,27 @@ MAY_BE_EMPTY = frozenset({"prompt"})
 MAX_FAULTS = 20
 """Faults that are shown; the rest are counted."""
 
+_CSV_QUOTED = re.compile(r'"((?:[^"]|"")*)"')
+
 Cells = dict[str, str]
 
 
-def read_manifest(path: Path, *, task: str | None = None, audio_root: Path | None = None) -> list[Row]:
+def read_manifest(
+    path: Path, *, task: str | None = None, audio_root: Path | None = None, is_scored: bool = True
+) -> list[Row]:
     """All rows, in order. Raises EvalError with one line per fault.
 
     task: for rows without a task of their own; if None, what the file's name says. audio_root: where relative
-    audio paths are looked for that do not exist beside the manifest.
+    audio paths are looked for that do not exist beside the manifest. is_scored: whether references must fit
+    their tasks.
     """
     lines = _lines(path)
     header = _header(path, lines)
     table = [(number, _cells(path, number, header, line)) for number, line in lines[1:]]
     default = canonical(task) if task else task_of_file(path.stem)
     faults = [fault for number, cells in table for fault in _faults(path, number, cells, default)]
+    if is_scored:
+        faults += [fault for number, cells in table for fault in _misfits(path, number, cells, default)]
     _raise_if_any(faults)
     if not table:
         raise EvalError(f"{path.name}: has no rows")
@@ -43,6 +53,18 @@ def read_manifest(path: Path, *, task: str | None = None, audio_root: Path | Non
     audio = [finder.find(cells["audio"]) for _, cells in table]
     finder.check()
     return list(_rows([cells for _, cells in table], audio, default or ""))
+
+
+def csv_quoting(rows: list[Row]) -> str:
+    """A remark on references that look as if a program had quoted them, or ""."""
+    found = [(row, _CSV_QUOTED.fullmatch(row.reference.strip())) for row in rows]
+    quoted = [row for row, inside in found if inside and '""' in inside[1]]
+    if not quoted:
+        return ""
+    return (
+        f"tgt_text of {len(quoted)} rows (first: id {quoted[0].id}) is in quotes with doubled ones inside; "
+        "manifests have no quoting, so these are taken as they are"
+    )
 
 
 def _lines(path: Path) -> list[tuple[int, str]]:
@@ -102,6 +124,20 @@ def _faults(path: Path, number: int, cells: Cells, default_task: str | None) -> 
         )
 
 
+def _misfits(path: Path, number: int, cells: Cells, default_task: str | None) -> Iterator[str]:
+    """A choice whose reference chooses nothing would be wrong whatever is answered."""
+    task = canonical(cells.get("task", "").strip() or default_task or "")
+    if kind_of(task) is Kind.CHOICE and cells["tgt_text"].strip() and not _names_option(cells):
+        yield (
+            f"{path.name} line {number}, column tgt_text: is neither the letter nor the text of one of the "
+            f"prompt's options, as {task} needs; give such rows a task of free text, as SQQA"
+        )
+
+
+def _names_option(cells: Cells) -> bool:
+    return choice(cells["tgt_text"], options(cells["prompt"])) is not None
+
+
 def _raise_if_any(faults: list[str]) -> None:
     if faults:
         more = [f"... and {len(faults) - MAX_FAULTS} more"] if len(faults) > MAX_FAULTS else []
@@ -114,23 +150,27 @@ class _AudioFinder:
 
     roots: list[Path]
     _missing: dict[str, None] = field(default_factory=dict)
-    _shortened: dict[Path, str] = field(default_factory=dict)
-    _clashes: list[str] = field(default_factory=list)
+    _names: dict[str, tuple[str, bool]] = field(default_factory=dict)
+    _clashes: dict[str, None] = field(default_factory=dict)
 
     def find(self, name: str) -> Path:
         """The file, or the name itself if `check` will raise."""
-        for candidate in (root / name for root in self.roots):
-            if candidate.is_file():
-                return candidate
-        found = self._find_shortened(name)
+        found, is_exact = self._at(name), True
+        if found is None:
+            found, is_exact = self._find_shortened(name), False
         if found is None:
             self._missing[name] = None
-        return found or Path(name)
+            return Path(name)
+        self._note(found, name, is_exact)
+        return found
 
     def check(self) -> None:
         """Raise EvalError for files that were not found, or found for two names."""
         _raise_if_any([f"audio file not found: {name}" for name in self._missing])
-        _raise_if_any(self._clashes)
+        _raise_if_any(list(self._clashes))
+
+    def _at(self, name: str | Path) -> Path | None:
+        return next((path for path in (root / name for root in self.roots) if path.is_file()), None)
 
     def _find_shortened(self, name: str) -> Path | None:
         """The longest end of the path that exists.
@@ -138,17 +178,14 @@ class _AudioFinder:
         The published manifests name files from the top of their authors' tree, or of their disk.
         """
         parts = Path(name).parts
-        for start in range(1, len(parts)):
-            for candidate in (root.joinpath(*parts[start:]) for root in self.roots):
-                if candidate.is_file():
-                    self._note(candidate, name)
-                    return candidate
-        return None
+        shorter = (self._at(Path(*parts[start:])) for start in range(1, len(parts)))
+        return next((found for found in shorter if found is not None), None)
 
-    def _note(self, found: Path, name: str) -> None:
-        first = self._shortened.setdefault(found, name)
-        if first != name:
-            self._clashes.append(f"{found}: found for both {first} and {name}; use --audio-root")
+    def _note(self, found: Path, name: str, is_exact: bool) -> None:
+        """Two names of one file are a clash, unless both say just where it is ("a.wav", "./a.wav")."""
+        first, first_is_exact = self._names.setdefault(os.path.abspath(found), (name, is_exact))
+        if first != name and not (is_exact and first_is_exact):
+            self._clashes[f"{found}: found for both {first} and {name}; use --audio-root"] = None
 
 
 def _rows(table: list[Cells], audio: list[Path], default_task: str) -> Iterator[Row]:
@@ -157,7 +194,13 @@ def _rows(table: list[Cells], audio: list[Path], default_task: str) -> Iterator[
         task = canonical(cells.get("task", "").strip() or default_task)
         key = _digest([*(cells[name] for name in REQUIRED), task])
         seen[key] += 1
-        yield Row(f"{key}-{seen[key]}", cells["id"], task, cells["prompt"], cells["tgt_text"], file)
+        texts = (cells["id"], task, cells["prompt"], cells["tgt_text"])
+        yield Row(f"{key}-{seen[key]}", *texts, file, _mark(file))
+
+
+def _mark(file: Path) -> str:
+    facts = file.stat()
+    return f"{facts.st_size}@{facts.st_mtime_ns}"
 
 
 def _digest(values: list[str]) -> str:

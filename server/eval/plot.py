@@ -9,13 +9,20 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from server.eval.scoring import MAX_DRAWN
+
 INCHES_PER_CELL = 0.7
 INCHES_AROUND = 2.0
 
 
 def plot_confusion(confusion: dict[str, Any], title: str, path: Path) -> None:
-    """confusion: `labels`, `columns` and `counts`, as in report.json. Rows are shaded by their share."""
+    """confusion: `labels`, `columns` and `counts`, as in report.json. Rows are shaded by their share.
+
+    Raises ValueError for more than MAX_DRAWN labels or columns: the picture would fill the memory.
+    """
     labels, columns = confusion["labels"], confusion["columns"]
+    if max(len(labels), len(columns)) > MAX_DRAWN:
+        raise ValueError(f"more than {MAX_DRAWN} classes")
     counts = np.array(confusion["counts"])
     size = (INCHES_AROUND + INCHES_PER_CELL * len(columns), INCHES_AROUND + INCHES_PER_CELL * len(labels))
     figure = Figure(figsize=size, layout="constrained")

@@ -13,7 +13,7 @@ from typing import Any
 from server.eval.answers import Settings
 from server.eval.bootstrap import CONFIDENCE, RESAMPLES, SEED, interval
 from server.eval.metrics import Metric
-from server.eval.scoring import Confusion, Normalize, Scores, score
+from server.eval.scoring import MAX_DRAWN, Confusion, Normalize, Scores, score
 from server.eval.tasks import kind_of
 from server.eval.types import Answer, Row
 
@@ -45,16 +45,17 @@ def make_report(
 
 
 def write_report(report: dict[str, Any], directory: Path) -> None:
-    """report.json, report.md, and confusion-TASK.png where a task has classes."""
+    """report.json, report.md, and confusion-TASK.png where a task has classes, but not too many."""
     text = json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False)
     (directory / "report.json").write_text(text + "\n", encoding="utf-8")
     (directory / "report.md").write_text(markdown(report), encoding="utf-8")
     for task, found in report["tasks"].items():
-        if found["confusion"] is not None:
+        name = re.sub(r"[^\w.-]", "_", task)
+        path = directory / f"confusion-{name}.png"
+        path.unlink(missing_ok=True)  # of the run before, with fewer rows
+        if found["confusion"] is not None and _num_classes(found) <= MAX_DRAWN:
             from server.eval.plot import plot_confusion  # loads matplotlib, which takes a second
 
-            name = re.sub(r"[^\w.-]", "_", task)
-            path = directory / f"confusion-{name}.png"
             plot_confusion(found["confusion"], f"{task}: answers by reference", path)
 
 
@@ -73,6 +74,11 @@ def markdown(report: dict[str, Any]) -> str:
         num = found["num_answered"]
         lines += [_line(task, num, name, metric) for name, metric in found["metrics"].items()]
     return "\n".join([*lines, "", *_notes(report), ""])
+
+
+def _num_classes(found: dict[str, Any]) -> int:
+    confusion = found["confusion"] or {"labels": (), "columns": ()}
+    return max(len(confusion["labels"]), len(confusion["columns"]))
 
 
 def _of(task: str, rows: Sequence[Row]) -> list[Row]:
@@ -132,6 +138,11 @@ def _notes(report: dict[str, Any]) -> list[str]:
         spelling = "with a" if has_spelling else "without a (transformers ships none)"
         notes.append(f"WER, CER: Whisper's English normaliser of transformers, {spelling} spelling mapping.")
     notes += [f"{task} {name}: {sign}" for task, found in tasks for name, sign in found["signatures"].items()]
+    notes += [
+        f"{task}: no picture of the confusion matrix: {_num_classes(found)} classes, {MAX_DRAWN} at most."
+        for task, found in tasks
+        if _num_classes(found) > MAX_DRAWN
+    ]
     notes += [
         f"{task}: {found['num_cut_short']} answers were cut at the longest length allowed."
         for task, found in tasks

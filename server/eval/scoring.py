@@ -14,6 +14,9 @@ from server.eval.types import Row
 NO_ANSWER = "(none)"
 """The confusion matrix's column for answers from which no class could be extracted."""
 
+MAX_DRAWN = 40
+"""Classes of a confusion matrix, by reference or by answer, that a picture can show."""
+
 Normalize = Callable[[str], str]
 Pairs = Sequence[tuple[Row, str]]
 

@@ -28,6 +28,7 @@ class Row:
     """One question of a manifest.
 
     key: stands for the row's contents, unique in its manifest, the same in every run. audio: a file.
+    audio_mark: changes when the file does.
     """
 
     key: str
@@ -36,6 +37,7 @@ class Row:
     prompt: str
     reference: str
     audio: Path
+    audio_mark: str = ""
 
 
 @dataclass(frozen=True, slots=True)

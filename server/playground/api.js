@@ -10,7 +10,7 @@
  *   timings?: Timings, usage?: Usage}} Chunk
  * @typedef {{id: string, max_audio_seconds: number, max_context_tokens: number, max_new_tokens: number,
  *   max_prompt_chars: number, max_upload_bytes: number, formats: string[], merged_prompt: ?string,
- *   random_weights: boolean}} Model
+ *   random_weights: boolean, fingerprint: string}} Model
  * @typedef {{state: string, num_requests_running: number, num_requests_waiting: number,
  *   kv_cache_usage: number}} Load
  * @typedef {{text: string, finishReason: ?string, timings: ?Timings, usage: ?Usage, requestId: ?string}} Answer

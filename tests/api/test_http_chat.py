@@ -18,6 +18,7 @@ from server.errors import (
     Overloaded,
 )
 from server.reply_schemas import LoadReply, ProbeReply
+from server.types import ModelInfo
 
 CLIP = wav_clip()
 TEXT = "Hello, wörld!"
@@ -464,6 +465,12 @@ async def test_probes_models_and_load():
         assert (await client.get("/livez")).status_code == 200
         response = await client.post(CHAT, json=json_body())
         assert (response.status_code, response.headers["connection"]) == (200, "close")
+
+
+async def test_the_model_tells_which_files_it_was_loaded_from():
+    model = ModelInfo("m", 2048, 60.0, 512, 1000, "float32", "cpu", fingerprint="m@1")
+    async with client_of(make_service(FakeEngine(model=model))) as client:
+        assert (await client.get("/v1/models/m")).json()["fingerprint"] == "m@1"
 
 
 async def test_openapi_describes_both_bodies():

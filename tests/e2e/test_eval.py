@@ -14,6 +14,8 @@ import pytest
 from e2e_client import CASES, GOLDEN
 from server_process import ServerProcess
 
+from server.engine.fingerprint import fingerprint
+
 HEADER = "id\taudio\tn_frames\tprompt\ttgt_text\twith_speech\ttask\n"
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(GOLDEN.parent.parent)}
 TIMEOUT_S = 100
@@ -74,6 +76,8 @@ def test_in_process_and_over_http_the_answers_are_the_same(
     reports = [json.loads((path / "report.json").read_text()) for path in (remote, folder / "local")]
     assert reports[0]["tasks"] == reports[1]["tasks"]
     assert reports[0]["settings"] != reports[1]["settings"]
+    marks = (reports[0]["settings"]["fingerprint"], reports[1]["settings"]["model"])
+    assert set(marks) == {fingerprint(golden_model)}
     assert set(reports[0]["tasks"]) == {"asr", "en2de", "SQQA", "sv", "emo"}
     names = {path.name for path in remote.iterdir()}
     assert names == {

@@ -107,7 +107,7 @@ def test_convert_and_export(golden_model: Path, tmp_path: Path) -> None:
 def test_eval(golden_model: Path, server: ServerProcess, tmp_path: Path) -> None:
     """Both lines, on a manifest of one clip; only what the files are called differs."""
     (block,) = [block for block in BLOCKS["sh"] if "wavllm eval" in block]
-    row = f"1\t{ROOT / GOLDEN / 'audio' / 'kitchen.wav'}\tWhat is said?\tNothing.\n"
+    row = f"1\t{ROOT / GOLDEN / 'audio' / 'kitchen.wav'}\tWhat is said?\tB\n"
     for name in ("asr.tsv", "gaokao.tsv"):
         (tmp_path / name).write_text("id\taudio\tprompt\ttgt_text\n" + row, encoding="utf-8")
     script = local(block, server).replace(".venv/bin/wavllm", str(CONSOLE_SCRIPT))

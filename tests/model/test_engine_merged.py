@@ -11,6 +11,7 @@ from model.config import SpeechLLMConfig
 from model.tiny import make_tiny
 from server.engine.build import build_core
 from server.engine.core import EngineCore
+from server.engine.fingerprint import fingerprint
 from server.errors import InvalidRequest
 from server.types import Delta, EngineConfig, Event, Failed, GenerateRequest, SamplingParams
 
@@ -45,6 +46,7 @@ def test_merged_and_batched_engines_answer_alike(directory: Path) -> None:
     batched = build_core(EngineConfig(directory, dtype="float64"))
     merged = build_core(EngineConfig(directory, dtype="float64", merge_prompt=PROMPT))
     assert merged.info.merged_prompt == PROMPT
+    assert merged.info.fingerprint == fingerprint(directory)
     for seconds in (0.4, 3.0):
         expected = ids(ask(batched, PROMPT, seconds))
         assert expected

@@ -61,6 +61,13 @@ MORE = "Does more than one person speak?"
         (ONE, "There is not just one speaker", "no"),
         (ONE, "A single person; there is no other speaker.", "yes"),
         (ONE, "I know nothing.", None),
+        (ONE, "Answer: Yes", "yes"),
+        (ONE, "I think yes", "yes"),
+        (ONE, "I think no.", "no"),
+        (ONE, "No one else speaks; only one speaker.", "yes"),
+        (ONE, "No other person speaks.", "yes"),
+        (ONE, "No, one man and one woman.", "no"),
+        (TWO, "No one else speaks.", "no"),
         (TWO, "There is one speaker.", "no"),
         (TWO, "Two.", "yes"),
         (MORE, "Multiple people are talking.", "yes"),
@@ -82,6 +89,7 @@ def test_speakers_yes_or_no(prompt, answer, chosen):
         ("There are 2 speakers", "two"),
         ("a single one", "one"),
         ("one or two", None),
+        ("Two, and no one else", "two"),
         ("", None),
     ],
 )
@@ -150,6 +158,62 @@ CHOICES = {"A": "Mail a letter", "B": "Use the restroom", "C": "Find the police 
 )
 def test_choices(answer, letter):
     assert extract.choice(answer, CHOICES) == letter
+
+
+PLACES = {"A": "A school", "B": "A restaurant", "C": "A bank"}
+
+
+@pytest.mark.parametrize(
+    ("answer", "letter"),
+    [
+        # all options over again, or several
+        ("A. A school; B. A restaurant; C. A bank.", None),
+        ("A. A school B. A restaurant C. A bank", None),
+        ("A. A school; B. A restaurant; C. A bank. The answer is B.", "B"),
+        ("(A) or (B)", None),
+        ("A, B and C are possible", None),
+        ("B or C", None),
+        ("The answer is B or C.", None),
+        ("The answer is A and C.", None),
+        ("Where to?\nA. To school\nB. To eat", None),
+        # what is stated wins over what stands first
+        ("(A) is wrong. The answer is (B).", "B"),
+        ("A: Where to?\nB: To the bank.\nThe answer is (C).", "C"),
+        ("A. A school? No, B is correct.", "B"),
+        ("Option A is wrong, option B is right.", "B"),
+        ("(A) and (C) are wrong. (B)", "B"),
+        ("C isn't right. (B)", "B"),
+        ("The answer would be B.", "B"),
+        ("ANSWER: B", "B"),
+        ("The best choice is **C**", "C"),
+        ("It's C.", "C"),
+        ("It\u2019s C.", "C"),
+        ("C is correct.", "C"),
+        ("A is the correct answer.", "A"),
+        ("The answer is A because they learn.", "A"),
+        ("Option A here.", "A"),
+        # an article is no letter
+        ("Answer: A restaurant.", "B"),
+        ("The answer is A bank", "C"),
+        ("The answer is B, A restaurant.", "B"),
+        ("It is A restaurant.", "B"),
+        ("A man is leaving", None),
+        ("A restaurant. (B)", "B"),
+        ("A-levels", None),
+        # lines of their own
+        ("B\nThey order food.", "B"),
+        ("They are at the bank.\nC.", "C"),
+        ("They eat.\n\n(B)\n", "B"),
+        ("A dog. (B)", "B"),
+        ("At a bank (C).", "C"),
+        ("The answer is (B)", "B"),
+        ("b", "B"),
+        ("(b)", "B"),
+        ("B.", "B"),
+    ],
+)
+def test_choices_that_begin_with_an_article(answer, letter):
+    assert extract.choice(answer, PLACES) == letter
 
 
 def test_the_longer_option_wins_over_one_inside_it():

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from server.eval.manifest import read_manifest
+from server.eval.manifest import csv_quoting, read_manifest
 from server.eval.types import EvalError
 
 HEADER = "id\taudio\tn_frames\tprompt\ttgt_text\twith_speech"
@@ -63,6 +63,8 @@ def test_the_task_is_the_columns_then_the_options_then_the_files(folder: Path):
     text = "id\taudio\tprompt\ttgt_text\ttask\n1\taudio/a.wav\tHi\tx\tEMO\n2\taudio/a.wav\tHi\tx\t\n"
     path = write(folder, text)
     assert [row.task for row in read_manifest(path)] == ["emo", "asr"]
+    assert [row.task for row in read_manifest(path, task="sqqa")] == ["emo", "SQQA"]
+    path.write_text(text.replace("\tx\t", "\tA\t"))
     assert [row.task for row in read_manifest(path, task="gaokao")] == ["emo", "SQA"]
 
 
@@ -99,6 +101,56 @@ def test_two_names_must_not_become_one_file(folder: Path):
     rows = "1\tx/audio/a.wav\t1\tHi\tx\tTrue\n2\ty/audio/a.wav\t1\tHi\tx\tTrue\n"
     (fault,) = faults(folder, f"{HEADER}\n{rows}")
     assert "x/audio/a.wav and y/audio/a.wav" in fault
+
+
+@pytest.mark.parametrize("exact_first", [True, False])
+def test_nor_a_shortened_name_the_file_of_a_whole_one(folder: Path, exact_first: bool):
+    names = ["audio/a.wav", "x/audio/a.wav"] if exact_first else ["x/audio/a.wav", "audio/a.wav"]
+    rows = "".join(f"{n}\t{name}\t1\tHi\tx\tTrue\n" for n, name in enumerate([*names, *names]))
+    (fault,) = faults(folder, f"{HEADER}\n{rows}")
+    assert f"{names[0]} and {names[1]}" in fault
+
+
+def test_two_whole_names_of_one_file_are_fine(folder: Path):
+    names = ("audio/a.wav", "./audio/a.wav", f"{folder}/audio/a.wav")
+    rows = "".join(f"1\t{name}\t1\tHi\tx\tTrue\n" for name in names)
+    assert len(read_manifest(write(folder, f"{HEADER}\n{rows}"))) == 3
+
+
+def test_a_reference_that_no_choice_can_match(folder: Path):
+    prompt = "Where? A. A school; B. A bank"
+    row = "1\taudio/a.wav\t1\t{}\t{}\tTrue\n".format
+    good = row(prompt, "B") + row(prompt, "a bank.") + row("Where?", "C") + row("Where?", "(D)")
+    assert len(read_manifest(write(folder, f"{HEADER}\n{good}", "SQA.tsv"))) == 4
+    bad = row("Where?", "ref number 0") + row(prompt, "A zoo") + row(prompt, "A or B")
+    found = faults(folder, f"{HEADER}\n{good}{bad}", "SQA.tsv")
+    assert [fault.split(":")[0] for fault in found] == [
+        f"SQA.tsv line {number}, column tgt_text" for number in (6, 7, 8)
+    ]
+    assert "a task of free text" in found[0]
+    path = write(folder, f"{HEADER}\n{bad}", "SQA.tsv")
+    assert len(read_manifest(path, task="SQQA")) == 3
+    assert len(read_manifest(path, is_scored=False)) == 3
+
+
+def test_quoting_is_remarked_once(folder: Path):
+    row = "{}\taudio/a.wav\t1\tHi\t{}\tTrue\n".format
+    plain = row(1, '"Ja", sagte er, "ja"') + row(2, '"Ja"') + row(3, 'Er sagte ""ja""')
+    assert csv_quoting(read_manifest(write(folder, f"{HEADER}\n{plain}"))) == ""
+    quoted = row(4, '"Er sagte ""ja"""') + row(5, '"Er sagte ""ja"" laut"')
+    rows = read_manifest(write(folder, f"{HEADER}\n{plain}{quoted}"))
+    assert rows[3].reference == '"Er sagte ""ja"""'
+    assert csv_quoting(rows).startswith("tgt_text of 2 rows (first: id 4)")
+
+
+def test_the_mark_of_a_row_changes_with_its_audio(folder: Path):
+    path = write(folder, f"{HEADER}\n1\taudio/a.wav\t1\tHi\tx\tTrue\n")
+    (before,) = read_manifest(path)
+    assert read_manifest(path) == [before]
+    (folder / "audio/a.wav").write_bytes(b"RIFF2")
+    (after,) = read_manifest(path)
+    assert after.key == before.key
+    assert after.audio_mark != before.audio_mark
 
 
 @pytest.mark.parametrize(

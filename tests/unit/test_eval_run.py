@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -14,9 +15,11 @@ from test_cli import assert_one_line, run
 from server.eval.answers import AnswerFile
 from server.eval.ask import ask_all
 from server.eval.normalizer import english_normalizer
-from server.eval.over_http import MAX_WAIT_S, HttpAnswerer
+from server.eval.over_http import MAX_WAIT_S, HttpAnswerer, ServedModel
+from server.eval.plot import plot_confusion
 from server.eval.report import make_report, write_report
 from server.eval.run import check_extra
+from server.eval.scoring import MAX_DRAWN
 from server.eval.types import Answer, EvalError, Row
 
 SETTINGS = {"source": "server", "model": "m", "max_tokens": 8}
@@ -134,14 +137,36 @@ def test_the_files_of_a_report(tmp_path: Path):
     assert "1 failed" in table
 
 
+def test_a_matrix_of_many_classes_is_not_drawn(tmp_path: Path):
+    for num in (MAX_DRAWN - 1, MAX_DRAWN):  # one column is that of no answer
+        rows = [row(n, "emo", reference=f"mood{n}") for n in range(num)]
+        answers = {r.key: Answer(r.reference, "stop") for r in rows}
+        report = make_report(rows, answers, english_normalizer(None), settings=SETTINGS, has_spelling=False)
+        write_report(report, tmp_path)
+        is_drawn = num < MAX_DRAWN
+        assert (tmp_path / "confusion-emo.png").exists() == is_drawn
+        assert ("emo: no picture" in (tmp_path / "report.md").read_text()) != is_drawn
+    with pytest.raises(ValueError, match="40"):
+        plot_confusion(report["tasks"]["emo"]["confusion"], "", tmp_path / "x.png")
+
+
 def open_answers(folder: Path, rows: list[Row], settings=SETTINGS, **options) -> dict[str, Answer]:
     with AnswerFile(folder, settings, rows, **options) as file:
+        file.begin(random_weights=False)
         return dict(file.answers)
+
+
+def answer_first(folder: Path, answer: Answer | None = None, asked: Row | None = None) -> None:
+    asked = asked or row(0)
+    with AnswerFile(folder, SETTINGS, [asked]) as file:
+        file.begin(random_weights=False)
+        file.add(asked, answer or Answer("a"))
 
 
 def test_answers_are_found_again(tmp_path: Path):
     said = Answer("a\u2028b\x85 ö\n", "stop", 1.5)
     with AnswerFile(tmp_path, SETTINGS, [row(0), row(1)]) as file:
+        file.begin(random_weights=False)
         file.add(row(0), Answer(error="503: full"))
         file.add(row(0), said)
         with pytest.raises(EvalError, match="another run is writing"):
@@ -153,6 +178,7 @@ def test_answers_are_found_again(tmp_path: Path):
         "task": "asr",
         "prompt": "Hi",
         "reference": "x",
+        "audio": "",
         "answer": said.text,
         "finish_reason": "stop",
         "latency_ms": 1.5,
@@ -162,6 +188,7 @@ def test_answers_are_found_again(tmp_path: Path):
 
 def test_a_line_cut_by_a_kill_is_dropped(tmp_path: Path):
     with AnswerFile(tmp_path, SETTINGS, [row(0)]) as file:
+        file.begin(random_weights=False)
         file.add(row(0), Answer("ä"))
     path = tmp_path / "answers.jsonl"
     whole = path.read_bytes()
@@ -173,8 +200,7 @@ def test_a_line_cut_by_a_kill_is_dropped(tmp_path: Path):
 
 
 def test_other_settings_or_rows_are_refused_unless_overwritten(tmp_path: Path):
-    with AnswerFile(tmp_path, SETTINGS, [row(0)]) as file:
-        file.add(row(0), Answer("a"))
+    answer_first(tmp_path)
     (tmp_path / "confusion-emo.png").write_bytes(b"")
     with pytest.raises(EvalError, match=r"max_tokens was 8 and is now 9; .*--overwrite"):
         open_answers(tmp_path, [row(0)], {**SETTINGS, "max_tokens": 9})
@@ -183,6 +209,61 @@ def test_other_settings_or_rows_are_refused_unless_overwritten(tmp_path: Path):
     assert open_answers(tmp_path, [row(0), row(1)]) == {"k0": Answer("a")}
     assert open_answers(tmp_path, [row(1)], {"model": "n"}, overwrite=True) == {}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["answers.jsonl", "run.json"]
+
+
+def test_without_answers_settings_may_change(tmp_path: Path):
+    open_answers(tmp_path, [row(0)])
+    (tmp_path / "run.json").write_text('{"source"')
+    other = {**SETTINGS, "max_tokens": 9}
+    assert open_answers(tmp_path, [row(1)], other) == {}
+    assert json.loads((tmp_path / "run.json").read_text()) == {**other, "random_weights": False}
+
+
+def test_settings_are_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def killed(*paths: Path) -> None:
+        raise KeyboardInterrupt
+
+    open_answers(tmp_path, [row(0)])
+    before = (tmp_path / "run.json").read_text()
+    monkeypatch.setattr("server.eval.answers.os.replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        open_answers(tmp_path, [row(0)], {**SETTINGS, "max_tokens": 9})
+    assert (tmp_path / "run.json").read_text() == before
+
+
+def test_old_answers_stay_until_somebody_can_answer(tmp_path: Path):
+    answer_first(tmp_path)
+    with AnswerFile(tmp_path, {"model": "n"}, [row(0)], overwrite=True) as file:
+        assert file.answers == {}  # the model is loaded now, and that fails
+    assert open_answers(tmp_path, [row(0)]) == {"k0": Answer("a")}
+
+
+def test_another_audio_file_is_refused(tmp_path: Path):
+    first, changed = (dataclasses.replace(row(0), audio_mark=mark) for mark in ("1@1", "1@2"))
+    answer_first(tmp_path, asked=first)
+    assert open_answers(tmp_path, [first]) == {"k0": Answer("a")}
+    with pytest.raises(EvalError, match="row 0 was answered from another audio file"):
+        open_answers(tmp_path, [changed])
+    lines = (tmp_path / "answers.jsonl").read_text()
+    (tmp_path / "answers.jsonl").write_text(lines.replace('"audio": "1@1", ', ""))
+    assert open_answers(tmp_path, [changed]) == {"k0": Answer("a")}, "as written before there was a mark"
+
+
+def test_a_question_that_failed_may_get_another_audio_file(tmp_path: Path):
+    first, mended = (dataclasses.replace(row(0), audio_mark=mark) for mark in ("1@1", "1@2"))
+    answer_first(tmp_path, Answer(error="415: no audio"), first)
+    with AnswerFile(tmp_path, SETTINGS, [mended]) as file:
+        file.begin(random_weights=False)
+        file.add(mended, Answer("a"))
+    assert open_answers(tmp_path, [mended]) == {"k0": Answer("a")}
+
+
+def test_random_weights_are_kept_with_the_run_but_refuse_none(tmp_path: Path):
+    answer_first(tmp_path)
+    with AnswerFile(tmp_path, SETTINGS, [row(0)]) as file:
+        file.begin(random_weights=True)
+    with AnswerFile(tmp_path, SETTINGS, [row(0)]) as file:
+        assert file.settings == {**SETTINGS, "random_weights": True}
 
 
 @pytest.mark.parametrize("content", ["nonsense\n", '{"row": "k0"}\n', "[]\n"])
@@ -295,6 +376,31 @@ async def test_patience_ends():
     assert sum(replies.pauses) == MAX_WAIT_S
 
 
+async def test_a_deadline_is_tried_again_but_another_gateways_is_not():
+    late = httpx.Response(504, json={"error": {"message": "late", "code": "deadline_exceeded"}})
+    replies = Replies(late, late, httpx.Response(200, json=GOOD))
+    assert (await replies.answer()).text == "hello"
+    replies = Replies(late)
+    assert await replies.answer() == Answer(error="504: late")
+    assert MAX_WAIT_S <= sum(replies.pauses) < 2 * MAX_WAIT_S
+    replies = Replies(httpx.Response(504, json=error("proxy")))
+    assert await replies.answer() == Answer(error="504: proxy")
+    assert replies.pauses == []
+
+
+async def test_a_server_that_stays_unavailable_ends_the_run():
+    gone = httpx.Response(503, headers={"retry-after": "6000"}, json=error("down"))
+    twice = [gone] * 4
+    replies = Replies(*twice, httpx.Response(200, json=GOOD), *twice, gone)
+    answerer = replies.answerer()
+    answers = [await answerer.answer(row(n)) for n in range(5)]
+    assert [answer.error for answer in answers] == ["503: down", "503: down", None, "503: down", "503: down"]
+    with pytest.raises(EvalError, match="503: down"):
+        await answerer.answer(row(5))
+    await answerer.aclose()
+    assert max(replies.pauses) == MAX_WAIT_S
+
+
 async def test_a_bad_clip_fails_its_own_row_and_a_bad_key_all():
     assert await Replies(httpx.Response(400, json=error("too long", "audio"))).answer() == Answer(
         error="400: too long"
@@ -318,8 +424,38 @@ async def test_a_server_that_stays_away_ends_the_run():
 async def test_something_else_at_the_address():
     answerer = Replies(httpx.Response(200, json={"hello": 1})).answerer()
     with pytest.raises(EvalError, match="WavLLM"):
-        await answerer.model_name()
+        await answerer.served_model()
     await answerer.aclose()
+
+
+async def served(replies: Replies, said: list[str]) -> ServedModel:
+    answerer = replies.answerer()
+    try:
+        return await answerer.served_model(lambda done, total, what: said.append(f"{done}/{total} {what}"))
+    finally:
+        await answerer.aclose()
+
+
+async def test_what_a_server_says_of_its_model():
+    entry = {"id": "m", "fingerprint": "m@1", "random_weights": True}
+    replies = Replies(httpx.Response(200, json={"data": [entry]}))
+    assert await served(replies, []) == ServedModel("m", "m@1", True)
+    replies = Replies(httpx.Response(200, json={"data": [{"id": "m"}]}))
+    assert await served(replies, []) == ServedModel("m", None, False)
+
+
+async def test_a_server_that_loads_is_waited_for():
+    loads = httpx.Response(503, headers={"retry-after": "100"}, json=error("loading"))
+    said: list[str] = []
+    replies = Replies(loads, loads, httpx.Response(200, json={"data": [{"id": "m"}]}))
+    assert (await served(replies, said)).name == "m"
+    assert said == ["0/600 waiting for it: loading", "100/600 waiting for it: loading"]
+    replies = Replies(loads)
+    with pytest.raises(EvalError, match="503: loading"):
+        await served(replies, [])
+    assert sum(replies.pauses) == MAX_WAIT_S
+    with pytest.raises(EvalError, match="503: down"):
+        await served(Replies(httpx.Response(503, json=error("down"))), [])
 
 
 def test_the_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch):
