@@ -10,7 +10,8 @@ _CLOSE = r"[)\]\"'*]*"
 # "A restaurant" starts with an article: an A counts where a noun cannot follow.
 _NO_NOUN = r"(?=[)\]\"'*.,:;!?/\u3001\u3002\uff0e]|\s*$|\s+(?:-|\(|(?:and|or|is|are|because|since|as)\b))"
 _LETTER = rf"{_OPEN}(?:[B-H]\b(?!'\w)|A\b(?!'\w){_NO_NOUN}){_CLOSE}"
-_BETWEEN = r"(?:\s*(?:[,/&]|\b(?:and|or)\b)\s*)+"
+# Spaces have one place each, or a row of commas would be tried in all ways there are.
+_BETWEEN = r"\s*(?:(?:[,/&]|\b(?:and|or)\b)\s*)+"
 _LIST = rf"(?<!\w)({_LETTER}(?:{_BETWEEN}{_LETTER})*)"
 _COPULA = r"(?:\s+(?:is|would be|should be|must be|will be)\b|\s*:|'s\b)"
 

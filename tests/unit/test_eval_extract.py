@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from server.eval import extract
@@ -214,6 +216,13 @@ PLACES = {"A": "A school", "B": "A restaurant", "C": "A bank"}
 )
 def test_choices_that_begin_with_an_article(answer, letter):
     assert extract.choice(answer, PLACES) == letter
+
+
+@pytest.mark.parametrize("loop", [" , ", ", ", " and ", " B,", "(", "A and ", "answer is "])
+def test_an_answer_that_loops_is_read_in_no_time(loop):
+    begin = time.process_time()
+    extract.choice("The answer is B" + loop * 250 + "x", PLACES)
+    assert time.process_time() - begin < 1
 
 
 def test_the_longer_option_wins_over_one_inside_it():
