@@ -18,6 +18,7 @@ JSON_TYPE = "application/json"
 FORM_TYPE = "multipart/form-data"
 MAX_UTF8_BYTES = 4
 BODY_STALL_S = 30.0
+PYTHONS = {"True": "true", "False": "false"}
 BASE64_SLICE = 2**20
 """Characters decoded between two turns of the event loop; a multiple of four."""
 
@@ -138,9 +139,12 @@ def form_file(form: FormReader, name: str) -> bytes | None:
 
 
 def parse_scalar(text: str) -> Any:
-    """true, false, a number or null as JSON has them; anything else stays text, for the schema to refuse."""
+    """true, false, a number or null as JSON has them; anything else stays text, for the schema to refuse.
+
+    `True` and `False` too, as Python's requests writes them in a form.
+    """
     try:
-        return json.loads(text, parse_constant=_refuse_constant)
+        return json.loads(PYTHONS.get(text, text), parse_constant=_refuse_constant)
     except (ValueError, RecursionError):
         return text
 

@@ -81,6 +81,9 @@ def error_response(error: ServerError) -> Response:
         headers["www-authenticate"] = "Bearer"
     if isinstance(error, RetryableError):
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
+    if isinstance(error, DeadlineExceeded):
+        # OpenAI's clients would ask twice more, each time for as long, of a server that may be overloaded.
+        headers["x-should-retry"] = "false"
     return JsonResponse(error_body(error), status_of(error), headers)
 
 

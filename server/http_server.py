@@ -45,6 +45,9 @@ class BoundedProtocol(HttpToolsProtocol):
     """Bytes of the message that are not its body: its head, the frames of its chunks, its trailers."""
     _is_refused = False
     _head_timer: asyncio.TimerHandle | None = None
+    _framing: bytes = b""
+    """How the body ends that the parser passed over, for its head asks for another protocol."""
+    _is_muted = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client came: its first head is due."""
@@ -61,22 +64,64 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._is_refused:
             return
         self._num_other_bytes += len(data)
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        rest = self._parse(data)
+        while rest is not None:
+            rest = self._parse(rest)
         if self._num_other_bytes > MAX_HEAD_BYTES:
             self.send_400_response(HEAD_TOO_LARGE)
 
+    def _parse(self, data: bytes) -> bytes | None:
+        """Returns what is still to be parsed after a head that asked for another protocol (as Java's client
+        and `curl --http2` do). That is declined, so the body follows in HTTP/1.1; httptools takes it for the
+        other protocol, and uvicorn what comes of it later for another request."""
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserError:
+            self.send_400_response("Invalid HTTP request received.")
+        except httptools.HttpParserUpgrade as upgrade:
+            if self._framing:
+                self._expect_body()
+                return data[upgrade.args[0] :]
+        return None
+
+    def _expect_body(self) -> None:
+        """Go on with a parser that believes to have read a head with the same body and without the wish."""
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's own
+        head, self._framing = b"POST / HTTP/1.1\r\n" + self._framing + b"\r\n", b""
+        self._is_muted = True
+        self.parser.feed_data(head)
+        self._is_muted = False
+
     def on_message_begin(self) -> None:
         """A head begins."""
+        if self._is_muted:
+            return
         self._start_head_timer()
         super().on_message_begin()
 
+    def on_url(self, url: bytes) -> None:
+        """A piece of the URL."""
+        if not self._is_muted:
+            super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A header of the head, or of the trailers."""
+        if not self._is_muted:
+            super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
         """The head has ended; it may have come in one piece with the body."""
+        if self._is_muted:
+            return
         self._stop_head_timer()
         if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > MAX_HEAD_BYTES:
             self.send_400_response(HEAD_TOO_LARGE)
             raise httptools.HttpParserError(HEAD_TOO_LARGE)
         super().on_headers_complete()
+        if self.parser.should_upgrade():
+            self._framing = _framing_of(self.headers)
 
     def on_body(self, body: bytes) -> None:
         """A piece of the body; at most one chunk."""
@@ -84,7 +129,9 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """The next byte is another message's."""
+        """The next byte is another message's, unless the parser passed over the body."""
+        if self._framing:
+            return
         self._num_other_bytes = 0
         super().on_message_complete()
 
@@ -119,6 +166,12 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
+
+
+def _framing_of(headers: list[tuple[bytes, bytes]]) -> bytes:
+    """The lines that tell where a body ends; b"" if none does."""
+    names = (b"content-length", b"transfer-encoding")
+    return b"".join(name + b": " + value + b"\r\n" for name, value in headers if name in names)
 
 
 class HttpServer:

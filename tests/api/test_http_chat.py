@@ -211,7 +211,7 @@ BAD_FORM = [
     ({"prompt": "x" * 300_000}, "prompt"),
     ({"system": "x" * 300_000}, "system"),
     ({"stream": "yes"}, "stream"),
-    ({"stream": "True"}, "stream"),
+    ({"stream": "TRUE"}, "stream"),
     ({"stream": "1"}, "stream"),
     ({"max_tokens": "ten"}, "max_tokens"),
     ({"max_tokens": ""}, "max_tokens"),
@@ -227,6 +227,13 @@ BAD_FORM = [
     ({"surprise": "1"}, "surprise"),
     ({"audio": "x"}, "audio"),
 ]
+
+
+@pytest.mark.parametrize("text", ["true", "True"])
+async def test_pythons_booleans_are_taken_in_a_form(text):
+    async with client_of(make_service()) as client:
+        response = await client.post(CHAT, **form(return_token_ids=text))
+    assert response.json()["choices"][0]["token_ids"]
 
 
 @pytest.mark.parametrize(("fields", "param"), BAD_FORM)
@@ -359,6 +366,7 @@ async def test_a_request_past_its_deadline_is_a_504():
     async with client_of(make_service(FakeEngine(gates=gate))) as client:
         response = await client.post(CHAT, json=json_body(timeout_s=0.05))
     assert (response.status_code, error_of(response)["code"]) == (504, "deadline_exceeded")
+    assert response.headers["x-should-retry"] == "false"  # OpenAI's clients would wait three times as long
 
 
 async def test_keys():

@@ -211,6 +211,66 @@ async def test_a_head_that_does_not_come_is_given_up(monkeypatch):
         assert await asyncio.wait_for(client.reader.read(), 2) == b""
 
 
+UPGRADE = ("connection: Upgrade, HTTP2-Settings", "upgrade: h2c", "http2-settings: AAMAAABkAAQAoAAAAAIAAAAA")
+
+
+@pytest.mark.parametrize("size", [1, 7, 2**20])
+@pytest.mark.parametrize("is_chunked", [False, True])
+async def test_a_wish_for_another_protocol_is_declined_and_the_body_read(size, is_chunked):
+    """As Java's client sends it with every request; for httptools what follows such a head is no body."""
+    body = json.dumps(json_body()).encode()
+    sent = post_head(None if is_chunked else len(body), *UPGRADE)
+    sent += b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body) if is_chunked else body
+    sent += post(json_body()) + post(json_body(), *UPGRADE)
+    async with live_server() as server:
+        client = await server.connect()
+        for start in range(0, len(sent), size):
+            await client.send(sent[start : start + size])
+        for _ in range(3):
+            status, headers = await client.head()
+            answer = json.loads(await client.body(headers))
+            assert (status, answer["choices"][0]["message"]["content"]) == (200, "Hello, wörld!")
+
+
+async def test_a_body_after_such_a_wish_is_no_request():
+    hidden = b"GET /livez HTTP/1.1\r\nhost: test\r\n\r\n"
+    async with live_server() as server:
+        client = await server.connect()
+        await client.send(post_head(len(hidden), *UPGRADE))
+        await asyncio.sleep(0.1)
+        await client.send(hidden)
+        status, headers = await client.head()
+        assert status == 400
+        await client.body(headers)
+        await client.send(b"GET /nowhere HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n")
+        assert (await client.head())[0] == 404
+
+
+WEBSOCKET = ("connection: upgrade", "upgrade: websocket", "content-length: 0")
+
+
+@pytest.mark.parametrize("wish", [UPGRADE, WEBSOCKET])
+async def test_such_a_wish_without_a_body(wish):
+    async with live_server() as server:
+        client = await server.connect()
+        for _ in range(2):
+            lines = ["GET /livez HTTP/1.1", "host: test", *wish]
+            await client.send(("\r\n".join(lines) + "\r\n\r\n").encode())
+            status, headers = await client.head()
+            assert status == 200
+            await client.body(headers)
+
+
+async def test_many_such_wishes_at_once():
+    async with live_server() as server:
+        client = await server.connect()
+        await client.send((post_head(2, *UPGRADE) + b"{}") * 300)
+        for _ in range(300):
+            status, headers = await client.head()
+            assert status == 400
+            await client.body(headers)
+
+
 async def test_a_body_that_stops_coming_gives_its_place_back(monkeypatch):
     monkeypatch.setattr("server.http_body.BODY_STALL_S", 0.2)
     async with live_server() as server:

@@ -239,7 +239,7 @@ def test_compose_shuts_the_replicas_in():
     for name in REPLICAS:
         service = COMPOSE["services"][name]
         assert service["read_only"] is True
-        assert service["tmpfs"] == ["/tmp"]
+        assert service["tmpfs"] == ["/tmp:exec"]  # Triton and Numba load what they compiled
         assert service["cap_drop"] == ["ALL"]
         assert service["security_opt"] == ["no-new-privileges:true"]
 
