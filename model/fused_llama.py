@@ -11,6 +11,7 @@ torch rounds.
 from __future__ import annotations
 
 import importlib.util
+import logging
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ from model.prepacked import Weight
 
 if TYPE_CHECKING:
     from model.decode_step import DecodeStep
+
+logger = logging.getLogger(__name__)
 
 Read = Callable[[int, Tensor], Tensor]
 """Attention of one layer's queries [N, H, d] over the cache -> [N, H, d]."""
@@ -121,6 +124,22 @@ class _Layer:
         )
 
 
+def _runs(device: torch.device) -> bool:
+    """Whether Triton runs a kernel on this GPU.
+
+    It needs a C compiler, Python's headers, and a cache directory from which programs may be loaded.
+    """
+    try:
+        from model import triton_ops
+
+        triton_ops.norm(torch.ones(1, 128, device=device), torch.ones(128, device=device), 1e-6)
+        torch.cuda.synchronize(device)
+    except Exception as error:  # noqa: BLE001 whatever it lacks, plain torch needs none of it
+        logger.warning("Triton runs no kernel here: %s: %s", type(error).__name__, error)
+        return False
+    return True
+
+
 class FusedLlama:
     """Wraps a decoder whose weights are loaded, and merged and packed if they are to be. Shares all of them.
 
@@ -142,7 +161,7 @@ class FusedLlama:
 
     @staticmethod
     def supports(llama: Llama) -> bool:
-        """Whether there are kernels for this device, these sizes, this dtype. Triton's need a C compiler."""
+        """Whether there are kernels for this device, these sizes, this dtype, and one of them runs."""
         config, weight = llama.config, llama.norm.weight
         if weight.device.type == "cpu":
             return weight.dtype in CPU_DTYPES
@@ -150,7 +169,7 @@ class FusedLlama:
         fits = head >= 32 and head & (head - 1) == 0 and config.hidden_size % 128 == 0
         compiler = shutil.which("gcc") or shutil.which("clang")
         found = compiler is not None and importlib.util.find_spec("triton") is not None
-        return fits and found and weight.dtype in GPU_DTYPES
+        return fits and found and weight.dtype in GPU_DTYPES and _runs(weight.device)
 
     def forward(self, batch: FlatBatch, cache: KVCache) -> Tensor:
         """As `Llama.forward`: hidden states [N, D] before the final norm. The batch must carry a scale."""

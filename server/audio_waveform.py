@@ -27,6 +27,8 @@ from server.errors import InvalidAudio, UnsupportedAudio
 from server.types import AudioInfo, DecodedAudio
 
 TARGET_RATE = 16_000
+MAX_AMPLITUDE = 1e10
+"""More than any integer scale in a float file; from 1e18 on squares overflow, and the encoders give NaN."""
 
 
 def decode_waveform(data: bytes, limits: AudioLimits) -> DecodedAudio:
@@ -125,6 +127,8 @@ def _read_mono(clip: Clip, limits: AudioLimits) -> tuple[npt.NDArray[np.float32]
     # Here and not before: neither the mean nor the filter ever turns such a sample into a number again.
     if not np.isfinite(waveform).all():
         raise InvalidAudio("The audio has samples that are NaN or infinite.")
+    if len(waveform) and max(waveform.max(), -waveform.min()) > MAX_AMPLITUDE:
+        raise InvalidAudio(f"The audio has samples beyond {MAX_AMPLITUDE:g}; full scale is 1.")
     return waveform, num_frames
 
 

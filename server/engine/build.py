@@ -61,12 +61,22 @@ def build_core(config: EngineConfig, progress: Progress | None = None) -> Engine
     dtype = pick_dtype(config.dtype, device)
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
+    if device.type == "cuda":
+        _settle(device)
     if dtype == torch.float32:
         # float32 means float32: TF32 keeps 10 bits of mantissa and would move answers.
         torch.backends.cuda.matmul.allow_tf32 = False
         torch.backends.cudnn.allow_tf32 = False
     model, tokenizer = load_model(config.model_dir, device, dtype, progress)
     return warm_core(config, model, tokenizer)
+
+
+def _settle(device: torch.device) -> None:
+    """What this thread, which will also step, needs on a GPU before anything runs there."""
+    # Triton and streams take the current device, whatever device the tensors are on.
+    torch.cuda.set_device(device.index or 0)
+    # cuDNN's attention plans anew for every shape, tens of ms each, and here nearly every chunk has its own.
+    torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def warm_core(config: EngineConfig, model: SpeechLLM, tokenizer: Tokenizer) -> EngineCore:
@@ -157,6 +167,8 @@ def measure(config: EngineConfig, model: SpeechLLM) -> Sizes:
     longest = math.ceil(llama.max_position_embeddings / config.page_size)
     if config.num_pages is not None:
         return Sizes(batch_size, batch_tokens, config.num_pages)
+    if on_gpu:
+        torch.cuda.empty_cache()  # else what loading and warming up gave back counts as taken
     free = torch.cuda.mem_get_info(model.device)[0] if on_gpu else free_bytes()
     share = config.kv_cache_fraction or (0.85 if on_gpu else 0.3)
     page_bytes = KVCache.bytes_per_page(llama, config.page_size, model.dtype)

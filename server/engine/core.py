@@ -16,6 +16,7 @@ from torch import Tensor
 from model.tokenizer import Tokenizer
 from server.engine.detokenizer import Detokenizer
 from server.engine.encoding import Encoding, Waveform
+from server.engine.factory import safe_traceback
 from server.engine.intake import Intake
 from server.engine.runner import Results, Runner
 from server.engine.scheduler import Batch, Scheduler
@@ -204,16 +205,21 @@ class EngineCore:
         """A clip is encoded; nobody may want it any more."""
         if not self.scheduler.clips.is_pending(key):
             return
+        if not embeddings.isfinite().all():
+            # What attention masks has the weight 0, and 0 times NaN is NaN: it would reach the text before.
+            self._fail_clip(key, "its audio embeddings are not finite")
+            return
         self.runner.keep_clip(key, embeddings)
         for sequence in self.scheduler.clips.waiters(key):
             sequence.timeline.encode_s = self.encoding.seconds
             self._waveforms.pop(sequence.request_id, None)
         self.scheduler.commit_clip(key)
 
-    def _fail_clip(self, key: bytes) -> None:
+    def _fail_clip(self, key: bytes, why: str = "") -> None:
+        message = f"{FAILED}: {why}" if why else FAILED
         if self.scheduler.clips.is_pending(key):
             for sequence in self.scheduler.clips.waiters(key):
-                self._fail(sequence, EngineError(FAILED))
+                self._fail(sequence, EngineError(message))
 
     def _drop_unwanted_clips(self) -> None:
         """A clip that nobody waits for any more need not be encoded to the end."""
@@ -248,7 +254,7 @@ class EngineCore:
 
     def _note_failure(self, what: str, error: Exception) -> None:
         """Log without the message, which may quote a client's text. Raises again what no retry can mend."""
-        logger.error("%s failed: %s", what, type(error).__name__)
+        logger.error("%s failed: %s", what, safe_traceback(error))
         if self.runner.is_fatal(error):
             raise error
 
@@ -257,6 +263,7 @@ class EngineCore:
         for chunk in batch.prefills:
             self.scheduler.commit_chunk(chunk)
         for sequence in results.broken:
+            self.scheduler.disown_pages(sequence)
             self._fail(sequence, EngineError(f"{FAILED}: its logits are not finite"))
         for sequence in results.tokens:
             if not sequence.timeline.first_token:
@@ -305,6 +312,7 @@ class EngineCore:
             return
         for sequence in self.scheduler.scales.waiters(owner.instruction_key):
             self._fail(sequence, EngineError(FAILED))
+        self.runner.forget_scale(owner.instruction_key)
 
     def _fail(self, sequence: Sequence, error: ServerError) -> None:
         self._events.append(Failed(sequence.request_id, error))

@@ -47,7 +47,8 @@ class PagePool:
         if not self._free:
             raise OutOfPages
         page, _ = self._free.popitem(last=False)
-        self._forget(page)
+        if self._forget(page):
+            self.num_cached -= 1
         self._references[page] = 1
         return page
 
@@ -82,11 +83,17 @@ class PagePool:
             self._hash_of[page] = key
             self._page_of[key] = page
 
-    def _forget(self, page: int) -> None:
+    def disown(self, pages: Iterable[int]) -> None:
+        """What these held pages contain is not to be read again by anybody new."""
+        for page in pages:
+            self._forget(page)
+
+    def _forget(self, page: int) -> bool:
+        """Whether there was anything to forget."""
         key = self._hash_of.pop(page, None)
         if key is not None:
             del self._page_of[key]
-            self.num_cached -= 1
+        return key is not None
 
     def check_integrity(self, tables: Sequence[Sequence[int]]) -> None:
         """Recount from the block tables of all live sequences. Raises AssertionError on any difference."""

@@ -161,6 +161,10 @@ class Runner:
         for key in scales:
             del self._scales[key]
 
+    def forget_scale(self, instruction: bytes) -> None:
+        """Drop a scale that a failed forward may have left."""
+        self._scales.pop(instruction, None)
+
     @property
     def eos_id(self) -> int:
         """The token that ends an answer."""

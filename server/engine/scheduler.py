@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import heapq
 import operator
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 
@@ -89,9 +89,9 @@ class Scheduler:
         self.num_preemptions = 0
         self._clip_token_cost = clip_token_cost
         self._live: dict[str, Sequence] = {}
-        self._queue: deque[Sequence] = deque()
+        self._queue: OrderedDict[int, Sequence] = OrderedDict()
         self._active: dict[int, Sequence] = {}
-        self._ready: list[tuple[int, Sequence]] = []
+        self._ready: list[int] = []
         self._running: dict[int, Sequence] = {}
         self._passes: dict[bytes, AdapterPass] = {}
         self._deadlines: list[tuple[float, str]] = []
@@ -133,7 +133,7 @@ class Scheduler:
     def add(self, sequence: Sequence) -> None:
         """Queue a new sequence. Orders must grow from call to call."""
         self._live[sequence.request_id] = sequence
-        self._queue.append(sequence)
+        self._queue[sequence.order] = sequence
         self._waiting_audio_s += sequence.audio_seconds
         for deadline in {sequence.deadline, sequence.queue_deadline} - {float("inf")}:
             heapq.heappush(self._deadlines, (deadline, sequence.request_id))
@@ -141,6 +141,7 @@ class Scheduler:
     def end(self, sequence: Sequence) -> None:
         """Take a sequence out, in whatever phase, and free all that it holds."""
         del self._live[sequence.request_id]
+        self._queue.pop(sequence.order, None)
         if self._active.pop(sequence.order, None) is not None:
             self._release_results(sequence)
         self._running.pop(sequence.order, None)
@@ -198,6 +199,10 @@ class Scheduler:
             for sequence in self.scales.finish(owner.instruction_key):
                 self._maybe_ready(sequence)
 
+    def disown_pages(self, sequence: Sequence) -> None:
+        """Its numbers are broken: what it has written, or read, is nobody's prefix from now on."""
+        self.pages.disown(sequence.pages)
+
     def commit_token(self, sequence: Sequence, token: int, eos_id: int) -> FinishReason | None:
         """Add a sampled token; returns why the answer ends with it, or None. EOS is not kept."""
         if sequence.phase is Phase.DECODE:
@@ -218,9 +223,7 @@ class Scheduler:
     def _activate(self) -> None:
         """Let the oldest waiting sequences ask for what they need before a prefill."""
         while self._queue and len(self._active) < 2 * self.limits.max_batch_size:
-            sequence = self._queue.popleft()
-            if sequence.phase is Phase.ENDED:
-                continue
+            _, sequence = self._queue.popitem(last=False)
             self._active[sequence.order] = sequence
             prompt = sequence.prompt
             if prompt.audio_key:
@@ -242,7 +245,7 @@ class Scheduler:
             return
         if sequence.phase is Phase.WAITING:
             sequence.phase = Phase.PREFILL
-            heapq.heappush(self._ready, (sequence.order, sequence))
+            heapq.heappush(self._ready, sequence.order)
 
     def _release_results(self, sequence: Sequence) -> None:
         if sequence.prompt.audio_key:
@@ -253,6 +256,8 @@ class Scheduler:
         self.scales.release(key, sequence)
         if key in self._passes and not self.scales.is_pending(key):
             self._drop_pass(self._passes[key])
+        elif key in self._passes:
+            self._passes[key].order = min(waiter.order for waiter in self.scales.waiters(key))
 
     def _drop_pass(self, adapter_pass: AdapterPass) -> None:
         del self._passes[adapter_pass.instruction_key]
@@ -308,9 +313,10 @@ class Scheduler:
 
     def _begin_ready(self, before: float, num_decodes: int) -> Iterator[Sequence]:
         """Begin ready sequences older than order `before`, while there is a place."""
-        while self._ready and self._ready[0][0] < before and len(self._running) < self.limits.max_batch_size:
-            _, sequence = heapq.heappop(self._ready)
-            if sequence.phase is not Phase.PREFILL:
+        while self._ready and self._ready[0] < before and len(self._running) < self.limits.max_batch_size:
+            # By order: while all places are taken, an ended sequence must not be kept until its turn.
+            sequence = self._active.get(heapq.heappop(self._ready))
+            if sequence is None:
                 continue
             if not self._begin(sequence, num_decodes):
                 break
@@ -340,7 +346,7 @@ class Scheduler:
         missing = -(-len(sequence) // size) - len(sequence.pages)
         if self._running and missing + num_decodes > self.pages.num_free:
             self._release_pages(sequence)
-            heapq.heappush(self._ready, (sequence.order, sequence))
+            heapq.heappush(self._ready, sequence.order)
             return False
         self._running[sequence.order] = sequence
         sequence.num_computed = len(sequence.pages) * size
@@ -381,7 +387,7 @@ class Scheduler:
         if isinstance(owner, Sequence):
             del self._running[owner.order]
             owner.phase = Phase.PREFILL
-            heapq.heappush(self._ready, (owner.order, owner))
+            heapq.heappush(self._ready, owner.order)
 
     def _release_pages(self, owner: Owner) -> None:
         self.pages.release(owner.pages)

@@ -144,7 +144,7 @@ class Sequence:
 class AdapterPass:
     """The prompt adapter's pass over one instruction: a prefill with the LoRA off, whose KV is thrown away.
 
-    order: that of the first request that needs it. gathered: the hidden states so far by the position of
+    order: that of the oldest request that needs it. gathered: the hidden states so far by the position of
     their first token, so that a chunk computed again replaces itself; kept here by the runner so that they
     go when the pass goes, nobody else looks at them.
     """

@@ -127,6 +127,39 @@ def test_a_request_whose_numbers_are_not_finite_fails_alone(build: Build) -> Non
         assert ids(run(core, request(name, GOOD))[name]) == expected
 
 
+@pytest.mark.parametrize("prompt", ["What was said?", "Say who speaks, where, how and to whom. " * 3])
+def test_broken_numbers_are_nobodys_prefix(build: Build, prompt: str) -> None:
+    """Alone and first, so that the text before the clip is its own: the next request must not read it."""
+    expected = ids(run(build(Runner), request("alone", GOOD, prompt))["alone"])
+    core = build(OverflowingRunner)
+    (failed,) = [e for e in run(core, request("bad", OVERFLOWING, prompt))["bad"] if isinstance(e, Failed)]
+    assert "audio embeddings are not finite" in failed.error.message
+    assert ids(run(core, request("a", GOOD, prompt))["a"]) == expected
+
+
+class OverflowingForward(Runner):
+    """The language model's own numbers overflow, on the first forward that ends a prompt."""
+
+    has_overflown = False
+
+    def forward(self, prefills, decodes) -> Results:
+        results = super().forward(prefills, decodes)
+        if not self.has_overflown and results.tokens:
+            self.has_overflown = True
+            for page in (page for chunk in prefills for page in chunk.owner.pages):
+                self.cache.keys[:, page] = float("nan")
+            return Results({}, [*results.broken, *results.tokens])
+        return results
+
+
+def test_pages_of_a_request_that_overflowed_are_not_read_again(build: Build) -> None:
+    expected = ids(run(build(Runner), request("alone", GOOD))["alone"])
+    core = build(OverflowingForward)
+    assert isinstance(run(core, request("bad", GOOD))["bad"][-1], Failed)
+    assert core.scheduler.pages.num_cached == 0
+    assert ids(run(core, request("a", GOOD))["a"]) == expected
+
+
 class StumblingRunner(Runner):
     """Fails once on a later chunk of an instruction, when all was computed: as sampling without memory."""
 

@@ -6,9 +6,11 @@ Triton's run on a CPU too, slowly: triton installed, TRITON_INTERPRET=1.
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,7 +21,7 @@ from torch import Tensor
 
 from model.config import LlamaConfig, LoraConfig
 from model.decode_step import heads_at_a_time
-from model.fused_llama import MOST_ROWS, FusedLlama
+from model.fused_llama import MOST_ROWS, FusedLlama, _runs
 from model.kv_cache import KVCache
 from model.llama import DecodeRows, FlatBatch, Llama, PrefillSpan
 from model.numba_kernels import COUNTERS, OPTIONS, add_to, look_at, take, take_another, wait
@@ -297,3 +299,17 @@ def test_threads_that_share_attention_change_nothing(batch: int) -> None:
         torch.set_num_threads(num_threads)
         got.append(NumbaOps().paged_attention(query, keys, values, tables, contexts))
     assert torch.equal(*got)
+
+
+def test_a_gpu_on_which_triton_runs_nothing_has_no_kernels(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As with a cache directory that is mounted noexec: found, and of no use."""
+
+    def refuse(*_: object) -> Tensor:
+        raise OSError("failed to map segment from shared object")
+
+    monkeypatch.setitem(sys.modules, "model.triton_ops", SimpleNamespace(norm=refuse))
+    monkeypatch.setattr("model.triton_ops", SimpleNamespace(norm=refuse), raising=False)
+    assert not _runs(torch.device("cpu"))
+    assert "failed to map segment" in caplog.text

@@ -63,6 +63,14 @@ def test_no_bytes() -> None:
     assert "empty" in refusal(b"")
 
 
+def test_samples_whose_squares_would_overflow() -> None:
+    samples = np.zeros((16_000, 1), dtype=np.float32)
+    samples[100] = -2.0**31  # somebody's int32, as floats
+    assert decode_audio(encode_soundfile(samples, 16_000, "WAV", "FLOAT"), LIMITS)
+    samples[100] = -1e19
+    assert "beyond 1e+10" in refusal(encode_soundfile(samples, 16_000, "WAV", "FLOAT"))
+
+
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("keep", [0.1, 0.5, 0.9, 0.99, -1, -7])
 def test_truncated_clips_are_refused(name: str, keep: float) -> None:

@@ -157,9 +157,9 @@ def test_every_metric_is_explained_and_no_other() -> None:
 
 
 def logged_messages() -> set[str]:
-    """The first argument of every call of a logger in the server, and the access line's."""
+    """The first argument of every call of a logger in the server and the model, and the access line's."""
     found = set()
-    for path in (ROOT / "server").rglob("*.py"):
+    for path in (path for package in ("model", "server") for path in (ROOT / package).rglob("*.py")):
         if "eval" in path.parts:
             continue
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

@@ -260,6 +260,34 @@ def test_ended_requests_are_not_kept_until_their_deadline() -> None:
     ]
 
 
+def test_ended_requests_are_not_kept_while_all_places_are_taken() -> None:
+    """Some were ready, some behind the window of those that may get ready; neither waits for its turn."""
+    sim = Simulation(Sizes(max_batch_size=1, num_pages=200))
+    sim.scheduler.add(make_sequence(0, max_tokens=400))
+    for _ in range(4):
+        sim.step()
+    for round in range(5):
+        for order in range(1 + 4 * round, 5 + 4 * round):
+            sim.scheduler.add(make_sequence(order, deadline=987654322.0))
+        sim.step()
+        for sequence in sim.scheduler.live()[1:]:
+            sim.end(sequence, "aborted")
+    del sequence
+    sim.answers.clear()
+    gc.collect()
+    assert not [s for s in gc.get_objects() if type(s) is Sequence and s.deadline == 987654322.0]
+
+
+def test_an_instruction_waits_like_the_oldest_that_still_wants_it() -> None:
+    sim = Simulation(Sizes(max_batch_size=8, max_batch_tokens=9))
+    for order, adapter in enumerate(((5,) * 30, (6,) * 30, (5,) * 30)):
+        sim.scheduler.add(make_sequence(order, adapter=adapter))
+    assert [chunk.owner.order for chunk in sim.step().prefills] == [0]
+    sim.end(sim.scheduler.live()[0], "aborted")
+    assert [chunk.owner.order for chunk in sim.step().prefills] == [1]
+    sim.run_dry(100)
+
+
 def test_a_failing_clip_ends_its_requests_and_their_instruction_alone() -> None:
     sim = Simulation(Sizes())
     sim.scheduler.add(make_sequence(0, clip=1, adapter=(5,)))
