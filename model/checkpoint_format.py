@@ -13,6 +13,7 @@ The directory appears whole or not at all. Reading is strict: names and shapes a
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import tempfile
@@ -102,8 +103,10 @@ class NewDirectory:
     """
 
     def __init__(self, target: Path) -> None:
-        self.target = Path(os.path.abspath(target))
+        self.target = Path(os.path.realpath(target))
         self.path = self.target
+        if os.path.ismount(self.target):
+            raise CheckpointError(f"{target}: is a mount point; name a new directory inside it")
         if self.target.exists() and not self.target.is_dir():
             raise CheckpointError(f"{target}: exists and is not a directory")
         if self.target.is_dir() and any(self.target.iterdir()):
@@ -121,8 +124,12 @@ class NewDirectory:
         if kind is not None:
             shutil.rmtree(self.path, ignore_errors=True)
             return
-        self.path.chmod(0o755)  # mkdtemp makes it private
-        self.path.rename(self.target)
+        try:
+            self.path.chmod(0o755)  # mkdtemp makes it private
+            self.path.rename(self.target)
+        except OSError:
+            shutil.rmtree(self.path, ignore_errors=True)
+            raise
 
 
 class ShardWriter:
@@ -198,5 +205,6 @@ class ShardWriter:
 
     def _abandon(self, error: BaseException) -> None:
         assert self._shards is not None
-        self._shards.discard()
+        with contextlib.suppress(OSError):  # it writes what is buffered: on a full disk it fails again
+            self._shards.discard()
         self._new.__exit__(type(error), error, error.__traceback__)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import types
 import typing
 from dataclasses import dataclass, field
@@ -240,6 +241,8 @@ class SpeechLLMConfig:
         path = directory / CONFIG_FILE
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
+        except RecursionError as error:
+            raise ConfigError(f"{path}: is nested too deeply") from error
         except (OSError, ValueError) as error:
             raise ConfigError(f"{path}: {error}") from error
         try:
@@ -323,8 +326,10 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
         item = typing.get_args(hint)[0]
         return tuple(_convert(item, element, f"{path}[{i}]") for i, element in enumerate(value))
     allowed = typing.get_args(hint) if typing.get_origin(hint) is types.UnionType else (hint,)
-    if float in allowed and type(value) is int:
+    if float in allowed and type(value) is int and abs(value) < 2**63:
         value = float(value)
+    if type(value) is float and not math.isfinite(value):
+        raise ConfigError(f"{path}: is {value}")
     if type(value) not in allowed and not (value is None and type(None) in allowed):
         names = " or ".join(t.__name__ for t in allowed)
         raise ConfigError(f"{path}: expected {names}, got {type(value).__name__}")

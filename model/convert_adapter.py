@@ -7,6 +7,7 @@ Face's rotary layout.
 from __future__ import annotations
 
 import math
+import reprlib
 from pathlib import Path
 from typing import Any
 
@@ -138,9 +139,15 @@ def _target_modules(fields: Fields) -> list[Any]:
     return modules
 
 
+PEFT_ALPHA = 8
+"""What PEFT takes where an adapter does not say."""
+MAX_ALPHA = 1e9
+
+
 def _scaling(fields: Fields, r: int) -> float:
     """alpha / r, or alpha / sqrt(r) for rank-stabilised LoRA."""
-    alpha = fields.get("lora_alpha", r)
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
-        raise ConfigError(f"lora_alpha: {alpha!r} is not a number")
+    alpha = fields.get("lora_alpha", PEFT_ALPHA)
+    is_number = isinstance(alpha, int | float) and not isinstance(alpha, bool)
+    if not is_number or not -MAX_ALPHA < alpha < MAX_ALPHA:
+        raise ConfigError(f"lora_alpha: {reprlib.repr(alpha)} is not a number, or beyond reason")
     return float(alpha) / (math.sqrt(r) if fields.get("use_rslora") else r)

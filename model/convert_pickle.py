@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 MAX_BYTES = 16 * 2**20
+MAX_NAME = 1000
 """Longest pickle that is read; a checkpoint's, which describes a few thousand tensors, has under 1 MiB."""
 
 
@@ -132,6 +133,9 @@ class _Machine:
         module, name = self.pop_tuple(2)
         if not isinstance(module, str) or not isinstance(name, str):
             raise PickleError("a global whose name is no text")
+        if len(module) + len(name) > MAX_NAME:
+            # Joined anew each time: a file of 1 MB could fill the memory.
+            raise PickleError(f"a global whose name has more than {MAX_NAME} characters")
         return Symbol(f"{module} {name}")
 
     def pop_call(self) -> Any:

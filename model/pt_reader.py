@@ -19,6 +19,8 @@ from model.convert_pickle import MAX_BYTES, Opaque, PickleError, Symbol, read_pi
 from model.convert_zip import StoredZip
 from model.safetensors_files import CheckpointError
 
+MAX_DIMENSIONS = 64
+
 PIECE_BYTES = 4 * 2**20
 """Bytes of a contiguous tensor that are read at once."""
 STORAGE_DTYPES = {
@@ -200,6 +202,8 @@ class _Archive:
                 return Opaque(kind)
             case _:
                 raise CheckpointError("a persistent id that is no storage")
+        if not 0 <= num_items < 2**62:
+            raise CheckpointError("a storage with an impossible number of items")
         name = f"{self._root}data/{key}"
         if name not in self._zip.names:
             raise CheckpointError(f"entry {name} is missing")
@@ -224,12 +228,18 @@ def _rebuild(name: str, arguments: tuple[Any, ...]) -> Any:
     raise CheckpointError("a tensor that is not described as one")
 
 
-def _tensor(storage: _Storage, offset: int, shape: tuple[Any, ...], stride: tuple[Any, ...]) -> LazyTensor:
-    """A tensor whose elements all lie in its storage."""
+def _tensor(
+    storage: _Storage, offset: int, shape: tuple[Any, ...], stride: tuple[Any, ...]
+) -> LazyTensor | Opaque:
+    """A tensor whose elements all lie in its storage; one that repeats them is none of a model's."""
+    if len(shape) > MAX_DIMENSIONS:
+        raise CheckpointError(f"a tensor of {len(shape)} dimensions")
     numbers = (offset, *shape, *stride)
     if len(shape) != len(stride) or not all(type(n) is int and 0 <= n < 2**62 for n in numbers):
         raise CheckpointError("a tensor with an impossible shape, stride or offset")
     tensor = LazyTensor(storage, offset, shape, stride)
     if offset + tensor.span > storage.num_items:
         raise CheckpointError(f"a tensor of shape {list(shape)} reaches outside of its storage")
+    if tensor.num_items > storage.num_items:  # a few bytes could stand for terabytes
+        return Opaque("expanded tensor")
     return tensor

@@ -18,6 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from model.checkpoint_format import CheckpointError, ShardWriter, expected_tensors, open_tensors
 from model.config import ConfigError, LoraConfig, SpeechLLMConfig
+from model.convert_adapter import _scaling
 from model.convert_llama_hf import to_half_split, to_interleaved
 from model.peft_io import convert_peft, export_peft
 from model.tiny import make_tiny
@@ -376,3 +377,9 @@ def test_outputs_that_hold_something_are_left_alone(ours, base, adapter, tmp_pat
     with pytest.raises(CheckpointError, match="is not empty"):
         export_peft(ours, tmp_path / "full")
     assert [path.name for path in tmp_path.iterdir()] == ["full"]
+
+
+def test_alpha_is_pefts_own_where_an_adapter_does_not_say(tmp_path: Path) -> None:
+    assert _scaling({"r": 16}, 16) == peft.LoraConfig(r=16).lora_alpha / 16
+    with pytest.raises(ConfigError, match="lora_alpha"):
+        _scaling({"lora_alpha": 10**400}, 16)

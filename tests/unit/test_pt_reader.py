@@ -196,6 +196,10 @@ BOMBS = {
     "persistent id that is no storage": b"\x80\x02K\x01Q.",
     "persistent id as text": b"\x80\x02Psomething\n.",
     "tensor of nothing": b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n)R.",
+    "name that doubles with each global": b"\x80\x04" + b"X\x00\x00\x10\x00" + b"a" * 2**20 + b"\x94"
+    + b"h\x00h\x00\x93" * 5000 + b"l.",
+    "storage of a number beyond print": b"\x80\x04(U\x07storagectorch\nFloatStorage\nU\x010U\x03cpu"
+    + b"\x8b\xb8\x0b\x00\x00" + b"\x7f" * 3000 + b"tQ.",
     "number of too many digits": b"\x80\x02L" + b"9" * 10_000 + b"L\n.",
 }
 
@@ -229,6 +233,13 @@ OUTSIDE = {
 def test_tensors_stay_inside_of_their_storage(path, name):
     write_archive(path, tensor_pickle(**OUTSIDE[name]), {"0": FLOATS})
     with pytest.raises(CheckpointError, match=r"final\.pt"):
+        PtCheckpoint(path)
+
+
+def test_a_tensor_that_repeats_its_elements_is_none_of_a_model(path):
+    """1.4 kB could stand for terabytes."""
+    write_archive(path, tensor_pickle(shape="(J\x00\x00\x00\x04K\x02t", stride="(K\x00K\x00t"), {"0": FLOATS})
+    with pytest.raises(CheckpointError, match=r"is no tensor but expanded\.tensor"):
         PtCheckpoint(path)
 
 
