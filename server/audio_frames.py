@@ -141,5 +141,5 @@ def _declared_frames(data: bytes, start: int) -> int | None:
     is_mpeg1, is_mono = data[start + 1] & 8, data[start + 3] >> 6 == 3
     side_info = (17 if is_mono else 32) if is_mpeg1 else (9 if is_mono else 17)
     at = start + 4 + side_info
-    has_count = data[at : at + 4] in (b"Xing", b"Info") and data[at + 7] & 1
+    has_count = data[at : at + 4] in (b"Xing", b"Info") and len(data) >= at + 12 and data[at + 7] & 1
     return int.from_bytes(data[at + 8 : at + 12], "big") if has_count else None

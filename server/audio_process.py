@@ -79,6 +79,11 @@ class DecoderProcess:
                 return self._receive()
             except (EOFError, OSError) as error:
                 raise self._explain_death(self._process.wait()) from error
+            except ServerError:
+                raise
+            except BaseException:
+                self.kill()  # its answer is still on the way, and would be taken for the next clip's
+                raise
 
     def _receive(self) -> DecodedAudio:
         header = json.loads(self._connection.recv_bytes())

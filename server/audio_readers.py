@@ -12,6 +12,8 @@ import av
 import numpy as np
 import numpy.typing as npt
 import soundfile
+from av.audio.frame import format_dtypes
+from av.audio.plane import AudioPlane
 
 from server.errors import InvalidAudio, UnsupportedAudio
 
@@ -106,6 +108,7 @@ def _open_track(container: Any, name: str) -> Clip:
     if track.codec_context is None:
         raise UnsupportedAudio(f"The {name} file holds a codec that is not known here.")
     track.codec_context.thread_count = 1
+    _make_layout_plain(track.codec_context)
     frames = _decode_frames(container, track, name)
     first = next(frames, None)
     if first is None:
@@ -114,6 +117,19 @@ def _open_track(container: Any, name: str) -> Clip:
     declared = int(track.duration * track.time_base * rate) if track.duration else 0
     blocks = _convert_frames(first, frames, name)
     return Clip(rate, channels, blocks, min_frames=declared - int(_CODEC_DELAY_S * rate))
+
+
+def _make_layout_plain(context: Any) -> None:
+    """Forget in which order a file names its channels: their mean is all that counts.
+
+    PyAV copies an order of the file's own by pointer, and whoever reads it frees it (PyAV's pull request
+    2284): read a second time, or by the first frame, a good clip would end the process. So it is read once
+    and then set to another.
+    """
+    layout = context.layout
+    count = layout.nb_channels
+    if layout.name.startswith(f"{count} channels ("):
+        context.layout = f"{count}C"
 
 
 def _decode_frames(container: Any, track: Any, name: str) -> Iterator[Any]:
@@ -137,10 +153,22 @@ def _convert_frames(first: Any, rest: Iterator[Any], name: str) -> Iterator[Bloc
 
 def to_block(frame: Any) -> Block:
     """An av.AudioFrame of any sample format as [frames, channels] float32 in -1..1."""
-    values = frame.to_ndarray()
-    columns = values.T if frame.format.is_planar else values.reshape(-1, frame.layout.nb_channels)
+    if frame.format.name not in format_dtypes:
+        raise InvalidAudio(f"Samples of the kind {frame.format.name} are not known here.")
+    columns = _planes(frame) if frame.format.is_planar else _interleaved(frame)
     if columns.dtype.kind == "f":
         return np.asarray(columns, np.float32)
     half = 1 << 8 * columns.dtype.itemsize - 1
     centre = half if columns.dtype.kind == "u" else 0
     return np.asarray((columns.astype(np.float64) - centre) / half, np.float32)
+
+
+def _interleaved(frame: Any) -> Block:
+    return frame.to_ndarray().reshape(-1, frame.layout.nb_channels)  # type: ignore[no-any-return]
+
+
+def _planes(frame: Any) -> Block:
+    """[frames, channels]. From 8 channels on PyAV's `planes` looks for a null pointer in vain."""
+    dtype = np.dtype(format_dtypes[frame.format.name])
+    channels: list[Any] = [AudioPlane(frame, number) for number in range(frame.layout.nb_channels)]
+    return np.stack([np.frombuffer(plane, dtype, frame.samples) for plane in channels], axis=1)

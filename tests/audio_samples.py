@@ -37,19 +37,35 @@ def encode_soundfile(samples: Samples, rate: int, container: str, subtype: str) 
 def encode_av(
     samples: Samples, rate: int, container: str, codec: str, options: dict[str, str] | None = None
 ) -> bytes:
-    """Encode with ffmpeg, for example ("ipod", "aac") or ("webm", "libopus"); mono or stereo."""
+    """Encode with ffmpeg, for example ("ipod", "aac") or ("webm", "libopus"); 1, 2, 6 or 8 channels."""
     file = io.BytesIO()
     columns = samples.reshape(len(samples), -1)
-    layout = "mono" if columns.shape[1] == 1 else "stereo"
+    layout = {1: "mono", 2: "stereo", 6: "5.1", 8: "7.1"}[columns.shape[1]]
     with av.open(file, "w", format=container, options=options or {}) as output:
         stream = output.add_stream(codec, rate=rate, layout=layout)
         resampler = av.AudioResampler(stream.format, layout, rate, frame_size=stream.frame_size or 1024)
-        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(columns.T), format="fltp", layout=layout)
+        # Packed, since PyAV cannot make a planar frame of 8 channels.
+        frame = av.AudioFrame.from_ndarray(columns.reshape(1, -1), format="flt", layout=layout)
         frame.sample_rate = rate
         for part in [*resampler.resample(frame), *resampler.resample(None)]:
             output.mux(stream.encode(part))
         output.mux(stream.encode(None))
     return file.getvalue()
+
+
+def mov_in_channel_order(samples: Samples, rate: int, labels: tuple[int, ...]) -> bytes:
+    """A QuickTime file that names its channels one by one, in an order of its own (1 is left, 2 right)."""
+    data = encode_av(samples, rate, "mov", "pcm_s16le")
+    path = [b"moov", b"trak", b"mdia", b"minf", b"stbl", b"stsd", b"sowt", b"chan"]
+    places = [data.index(name) for name in path]
+    described = b"".join(struct.pack(">5I", label, 0, 0, 0, 0) for label in labels)
+    box = struct.pack(">I4sIIII", 24 + len(described), b"chan", 0, 0, 0, len(labels)) + described
+    start, grown = places[-1] - 4, bytearray(data)
+    (size,) = struct.unpack_from(">I", data, start)
+    for place in places[:-1]:
+        (before,) = struct.unpack_from(">I", data, place - 4)
+        struct.pack_into(">I", grown, place - 4, before + len(box) - size)
+    return bytes(grown[:start]) + box + bytes(grown[start + size :])
 
 
 def wav(seconds: float = 1.0, rate: int = 16_000, channels: int = 1, hz: float = 1000.0) -> bytes:

@@ -9,7 +9,9 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator
+from multiprocessing.connection import Connection
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import psutil
@@ -18,7 +20,7 @@ import pytest_asyncio
 
 from server.audio_decode import AudioDecoder, AudioLimits, decode_audio
 from server.errors import EngineError, InvalidAudio, NotReady, UnsupportedAudio
-from tests.audio_samples import FORMATS, noise, silent_video, wav
+from tests.audio_samples import FORMATS, encode_av, mov_in_channel_order, noise, silent_video, tone, wav
 
 LIMITS = AudioLimits(max_seconds=30.0)
 SLOW = b"ID3\x03\0\0\0\0\0\0" * 2_000_000
@@ -71,6 +73,31 @@ async def test_each_format_within_the_limits_of_the_process(decoder: AudioDecode
     assert (await decoder.decode(data)).key == decode_audio(data, LIMITS).key
     with pytest.raises(InvalidAudio):
         await decoder.decode(data[: len(data) // 2])
+
+
+@pytest.mark.parametrize(
+    ("container", "codec"), [("ipod", "aac"), ("ogg", "libopus"), ("webm", "libopus"), ("mov", "pcm_s16le")]
+)
+@pytest.mark.parametrize("channels", [6, 8])
+async def test_surround_sound_is_mixed_down(
+    decoder: AudioDecoder, container: str, codec: str, channels: int
+) -> None:
+    """From 8 channels on PyAV read addresses that were none: a good clip ended its process."""
+    samples = np.repeat(tone(0.5, 48_000)[:, None], channels, axis=1)
+    data = encode_av(samples, 48_000, container, codec)
+    audio = await decoder.decode(data)
+    assert audio.info.channels == channels
+    assert np.abs(audio.waveform[4000:]).max() == pytest.approx(np.abs(samples).max(), rel=0.2)
+
+
+@pytest.mark.parametrize("labels", [(1, 2), (2, 1)])
+async def test_the_order_of_channels_is_the_files_own_affair(
+    decoder: AudioDecoder, labels: tuple[int, ...]
+) -> None:
+    """PyAV freed an order out of the usual twice, which ended the process."""
+    samples = np.stack([noise(0.5, seed=1), noise(0.5, seed=2)], axis=1) / 4
+    audio = await decoder.decode(mov_in_channel_order(samples, 16_000, labels))
+    np.testing.assert_allclose(audio.waveform, samples.mean(1), atol=1e-4)
 
 
 async def test_no_kind_of_text_needs_a_file_to_be_named(decoder: AudioDecoder) -> None:
@@ -180,6 +207,19 @@ async def test_cancelling_in_the_queue_leaves_the_others_alone(decoder: AudioDec
     assert (await last).info.duration_s == 2.0
     assert gone.cancelled()
     assert children() == [child]
+
+
+async def test_a_conversation_that_broke_off_is_not_taken_up_again(
+    decoder: AudioDecoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the process still sends would be taken for the next client's clip."""
+    first, second = wav(0.3, hz=500.0), wav(0.6, hz=900.0)
+    with monkeypatch.context() as patched:
+        patched.setattr(Connection, "recv_bytes_into", Mock(side_effect=MemoryError))
+        with pytest.raises(MemoryError):
+            await decoder.decode(first)
+    for data in (second, first, second):
+        assert (await decoder.decode(data)).key == decode_audio(data, LIMITS).key
 
 
 async def test_the_time_limit() -> None:

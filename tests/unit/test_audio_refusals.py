@@ -199,3 +199,8 @@ def test_flac_of_unknown_length_is_refused_while_decoding() -> None:
     data[22:26] = bytes(4)
     assert "longer than 5 s" in refusal(bytes(data))
     assert decode_audio(bytes(data), AudioLimits(max_seconds=60.0)).info.duration_s == 60.0
+
+
+def test_an_mp3_whose_first_frame_is_shorter_than_a_header_in_it_would_be() -> None:
+    frame = bytes([0xFF, 0xFF, 0x14, 0]) + bytes(28)  # Layer I, 32 bytes
+    assert refusal(b"ID3\x04\0\0\0\0\0\0" + frame + b"TAG?Xing")
