@@ -43,6 +43,9 @@ def main(
     seconds: Annotated[
         float, typer.Option(help="For all stages of training together; 0: all of the recipe's steps.")
     ] = 0.0,
+    before_joint: Annotated[
+        bool, typer.Option("--before-joint", help="With export: the model as stage 1 left it.")
+    ] = False,
 ) -> None:
     """Train the embedded default."""
     if recipe not in RECIPES:
@@ -66,7 +69,7 @@ def main(
             if name != "export":
                 getattr(stages, name)(run)
     if output is not None:
-        stages.export(run, output)
+        stages.export(run, output, before_joint=before_joint and step == "export")
         plot(run.state)
 
 

@@ -19,6 +19,7 @@ from training.features import extract_wavlm, extract_whisper
 from training.language import CopyStage, LanguageStage
 from training.listening import AlignStage, JointStage, ListeningStage, OneStage, SingleStage
 from training.loop import Stage, put, read, train
+from training.network import fix_scale
 from training.recipe import SHARES, Recipe, State
 from training.tokens import SYMBOLS, Encoder, vocabulary_texts
 
@@ -120,10 +121,15 @@ def _keep_losses(stage: ListeningStage, run: Run, before: str) -> None:
     put(stage.trained, kept)
 
 
-def export(run: Run, output: Path) -> None:
-    """Write the model directory, float16 in shards of at most 15 MiB. Raises CheckpointError if it exists."""
+def export(run: Run, output: Path, *, before_joint: bool = False) -> None:
+    """Write the model directory, float16 in shards of at most 15 MiB. Raises CheckpointError if it exists.
+
+    before_joint: as stage 1 left it, with the scale at 1 for every instruction.
+    """
     _, config = open_encoder(run.recipe, run.state)
-    model = assemble(run.recipe, run.state, config, STAGES)
+    model = assemble(run.recipe, run.state, config, STAGES[:-1] if before_joint else STAGES)
+    if before_joint:
+        fix_scale(model)
     places = tensor_places(model)
     with ShardWriter(output, config, tokenizer=run.state.tokenizer, shard_bytes=SHARD_BYTES) as writer:
         for name in expected_tensors(config):
