@@ -21,6 +21,9 @@ from model.convert_rules import Fields
 from model.convert_spec import in_order, read_json
 from model.safetensors_files import RenamedTensors, TensorFiles
 
+PEFT_ALPHA = 8
+"""What PEFT takes where an adapter does not say."""
+MAX_ALPHA = 1e9
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_STEM = "adapter_model"
 PEFT_PREFIX = "base_model.model."
@@ -137,11 +140,6 @@ def _target_modules(fields: Fields) -> list[Any]:
     if not isinstance(modules, list) or not modules or not all(isinstance(m, str) for m in modules):
         raise ConfigError(f"target_modules: {modules!r} is not a list of module names")
     return modules
-
-
-PEFT_ALPHA = 8
-"""What PEFT takes where an adapter does not say."""
-MAX_ALPHA = 1e9
 
 
 def _scaling(fields: Fields, r: int) -> float:

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from typing import Any
 
 MAX_BYTES = 16 * 2**20
-MAX_NAME = 1000
 """Longest pickle that is read; a checkpoint's, which describes a few thousand tensors, has under 1 MiB."""
+MAX_NAME = 1000
+"""Characters of a global's module and name."""
 
 
 class PickleError(ValueError):

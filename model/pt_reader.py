@@ -20,7 +20,6 @@ from model.convert_zip import StoredZip
 from model.safetensors_files import CheckpointError
 
 MAX_DIMENSIONS = 64
-
 PIECE_BYTES = 4 * 2**20
 """Bytes of a contiguous tensor that are read at once."""
 STORAGE_DTYPES = {
