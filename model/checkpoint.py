@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from model.checkpoint_format import TOKENIZER_FILE, CheckpointError, Progress, open_tensors
+from model.checkpoint_format import TOKENIZER_FILE, CheckpointError, Progress, TensorFiles, open_tensors
 from model.config import PROJECTIONS, SpeechLLMConfig
 from model.speech_llm import SpeechLLM
 from model.tokenizer import Tokenizer
@@ -30,8 +30,9 @@ def load_model(
     pieces, rows = tokenizer.vocab_size, config.llama.vocab_size
     if pieces != rows:
         raise CheckpointError(f"{directory}: the tokenizer has {pieces} pieces, the model {rows}")
+    tensors = open_tensors(directory)  # before memory is taken for sizes that they may not have
     model = empty_model(config, device, dtype)
-    fill(model, directory, progress)
+    fill(model, tensors, progress)
     model.audio_encoder.fold_weight_norm()
     return model.eval().requires_grad_(False), tokenizer
 
@@ -69,9 +70,8 @@ class _NoFirstWeights(TorchFunctionMode):
 
 
 @torch.no_grad()
-def fill(model: SpeechLLM, directory: Path, progress: Progress | None = None) -> None:
+def fill(model: SpeechLLM, tensors: TensorFiles, progress: Progress | None = None) -> None:
     """Copy a directory's weights into a model of its sizes, LoRA and weight norm as they are."""
-    tensors = open_tensors(directory)
     places = tensor_places(model)
     done, total = 0, tensors.num_bytes
     for name in tensors.shapes:

@@ -48,12 +48,7 @@ def main(
     ] = False,
 ) -> None:
     """Train the embedded default."""
-    if recipe not in RECIPES:
-        raise typer.BadParameter(f"{recipe!r} is none of {', '.join(RECIPES)}", param_hint="--recipe")
-    if step not in (*STEPS, "all", "export"):
-        raise typer.BadParameter(f"{step!r} is none of all, export, {', '.join(STEPS)}", param_hint="STEP")
-    if (step in ("all", "export")) == (output is None):
-        raise typer.BadParameter("goes with all and export, and only with them", param_hint="OUTPUT")
+    _check(recipe, step, output, before_joint)
     if threads:
         torch.set_num_threads(threads)
     if device != "cpu":
@@ -69,8 +64,20 @@ def main(
             if name != "export":
                 getattr(stages, name)(run)
     if output is not None:
-        stages.export(run, output, before_joint=before_joint and step == "export")
+        stages.export(run, output, before_joint=before_joint)
         plot(run.state)
+
+
+def _check(recipe: str, step: str, output: Path | None, before_joint: bool) -> None:
+    """Raise BadParameter for what does not go together."""
+    if recipe not in RECIPES:
+        raise typer.BadParameter(f"{recipe!r} is none of {', '.join(RECIPES)}", param_hint="--recipe")
+    if step not in (*STEPS, "all", "export"):
+        raise typer.BadParameter(f"{step!r} is none of all, export, {', '.join(STEPS)}", param_hint="STEP")
+    if (step in ("all", "export")) == (output is None):
+        raise typer.BadParameter("goes with all and export, and only with them", param_hint="OUTPUT")
+    if before_joint and step != "export":
+        raise typer.BadParameter("goes with export, and only with it", param_hint="--before-joint")
 
 
 def _options(recipe: str, state: Path, device: str, threads: int, seconds: float) -> list[str]:

@@ -19,7 +19,7 @@ import typer
 from torch import Tensor
 
 from model.checkpoint import empty_model, fill
-from model.checkpoint_format import TOKENIZER_FILE, CheckpointError, expected_tensors
+from model.checkpoint_format import TOKENIZER_FILE, CheckpointError, expected_tensors, open_tensors
 from model.config import SpeechLLMConfig
 from model.speech_llm import SpeechLLM
 from model.tokenizer import Tokenizer
@@ -45,7 +45,7 @@ def begin(directory: Path, recipe: Recipe, state: State) -> None:
         raise CheckpointError(f"{directory}: its sizes are not those of the recipe")
     state.root.mkdir(parents=True, exist_ok=True)
     model = empty_model(config, torch.device("cpu"), torch.float32)
-    fill(model, directory)
+    fill(model, open_tensors(directory))
     model.llama.merge(mean_scale(model, Tokenizer(directory / TOKENIZER_FILE)))
     weights = {name: weight.detach() for name, weight in model.named_parameters()}
     kept = {name: weight for name, weight in weights.items() if not name.startswith("prompt_adapter.")}

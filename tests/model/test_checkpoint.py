@@ -149,6 +149,18 @@ def test_a_directory_with_other_tensors_is_refused(
         load(copy_with(directory, tmp_path, change))
 
 
+def test_sizes_that_the_files_do_not_have_are_refused_before_memory_is_taken(
+    directory: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / "vast"
+    shutil.copytree(directory, target)
+    config = SpeechLLMConfig.load(target)
+    llama = dataclasses.replace(config.llama, intermediate_size=10**12)
+    dataclasses.replace(config, llama=llama).save(target)
+    with pytest.raises(CheckpointError, match=r"up_proj\.weight is .*, not \[1000000000000, "):
+        load(target)
+
+
 def test_a_truncated_file_is_refused(directory: Path, tmp_path: Path) -> None:
     target = tmp_path / "cut"
     shutil.copytree(directory, target)
