@@ -4,6 +4,8 @@ align    the adapters alone, by CTC
 single   stage 1 of the paper: one instruction at a time, the LoRA's scale fixed at 1
 joint    stage 2 of the paper: several instructions and chains of thought as well, the scale set by the
          prompt-aware adapter
+
+Other than in the paper the small language model itself goes on learning in both.
 """
 
 from __future__ import annotations
@@ -59,13 +61,16 @@ DISTANCE = 0.15
 """Weight of the frames' distance from what they stand for, beside CTC. At 1 they hardly left the blank."""
 SINGLE_RATES = {"audio_encoder.": 0.2, "wavlm": 1.0, "align.": 0.2, "llama.": 0.5, "lora_": 1.0}
 """What is said has been learnt in `align`, who says it has not."""
+ADAPTER_RATE = 0.15
+"""Of the prompt adapter. A step of 1e-3 in all its weights moves a scale by 0.3, and these end at 3."""
+JOINT_RATES = {
+    "audio_encoder.": 0.3, "align.": 0.3, "llama.": 0.5, "lora_": 1.0, "prompt_adapter.": ADAPTER_RATE,
+}  # fmt: skip
 COUNTED = 4.0
 """How much oftener speakers are counted in dialogues, half of which are one voice's, than in other clips."""
 MASKED_FRAMES = 8
 ABLATED = 0.5
 """Share of clips with a stretch of silence cut into what Whisper heard."""
-ADAPTER_RATE = 0.15
-"""Of the prompt adapter. A step of 1e-3 in all its weights moves a scale by 0.3, and these end at 3."""
 STRAY = 0.3
 """Weight of scales' distance from their bounds."""
 VOICES = 0.3
@@ -113,19 +118,17 @@ def chained(data: Dataset, first: Clip, second: Clip, acoustic: bool = True) -> 
     order = list(dict.fromkeys(names))
     lines = (*a.script.lines, *b.script.lines)
     spoken = tuple(replace(line, speaker=order.index(name)) for line, name in zip(lines, names, strict=True))
-    script = Script("chained", spoken, "neutral")
+    script = Script("chained", spoken, "")
     turns = a.turns + turns_of(second.record, len(a.wavlm), order[0])
     whisper, wavlm = torch.cat([a.whisper, b.whisper]), torch.cat([a.wavlm, b.wavlm])
     return Heard(script, whisper, wavlm, prosody=False, turns=turns)
 
 
 def tasks_heard(clip: Heard, weights: dict[str, float]) -> dict[str, float]:
-    """The weights of tasks that can be asked of a clip; counting speakers stops at two."""
+    """The weights of tasks, as far as a clip's voices let them be asked."""
     left = dict(weights)
     if not clip.prosody:
         left.pop("emotion", None)
-    if clip.script.speakers > 2:
-        left.pop("sv", None)
     if "sv" in left and clip.script.kind == "dialogue":
         left["sv"] *= COUNTED
     return left
@@ -321,7 +324,7 @@ class AlignStage(ListeningStage):
 
 
 class SingleStage(ListeningStage):
-    """Stage 1. Beside the adapters and the LoRA the small language model itself goes on learning."""
+    """Stage 1."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -353,14 +356,14 @@ class SingleStage(ListeningStage):
 
 
 class JointStage(ListeningStage):
-    """Stage 2: the language model rests; adapters, LoRA and the prompt-aware adapter learn."""
+    """Stage 2."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.name = "joint"
         self.budget = self.recipe.joint
-        self.rates = {"audio_encoder.": 0.3, "align.": 0.3, "prompt_adapter.": ADAPTER_RATE}
-        self.train_only("lora_", "voices.", *self.acoustic, *self.adapter)
+        self.rates = JOINT_RATES
+        self.train_only("llama.", "voices.", *self.acoustic, *self.adapter)
 
     @property
     def adapter(self) -> tuple[str, ...]:
@@ -378,14 +381,18 @@ class JointStage(ListeningStage):
             for clip, segment in zip(clips, segments, strict=True)
         ]
         adapter = Ragged.of([torch.tensor(segment.adapter) for segment in segments])
-        return self.asked(said, items, 0, adapter)
+        bare = [self.bare(rng, clip.script) for clip in clips if rng.random() < BARE_SHARE]
+        return self.asked(said, [*items, *bare], len(bare), adapter)
 
     def losses(self, batch: Asked) -> dict[str, Tensor]:
-        """Each instruction's scale from the adapter; spread: of a channel's scales between instructions."""
+        """Each instruction's scale from the adapter, 0 where there is no clip.
+
+        spread: of a channel's scales between instructions.
+        """
         assert batch.adapter is not None
         raw = raw_scales(self.model, batch.adapter)
         scale = self.model.prompt_adapter.bounded(raw)
-        figures = self.figures(batch, scale)
+        figures = self.figures(batch, torch.cat([scale, scale.new_zeros(batch.bare, scale.shape[1])]))
         figures["loss"] = figures["loss"] + STRAY * stray(raw, self.model.prompt_adapter.max_scale)
         return {**figures, "spread": scale.detach().std(dim=0).mean()}
 
@@ -397,7 +404,7 @@ class JointStage(ListeningStage):
 
 
 class OneStage(JointStage):
-    """In place of stage 1, to compare with: all tasks at once, as in stage 2; the language model learns."""
+    """In place of stage 1, to compare with: all tasks at once, as in stage 2."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -405,4 +412,3 @@ class OneStage(JointStage):
         single = self.recipe.single
         self.budget = replace(self.recipe.joint, steps=single.steps, learning_rate=single.learning_rate)
         self.rates = {**SINGLE_RATES, "prompt_adapter.": ADAPTER_RATE}
-        self.train_only("llama.", "voices.", *self.acoustic, *self.adapter)

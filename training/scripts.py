@@ -44,7 +44,10 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """What is said in one clip, how, and what can be asked about it."""
+    """What is said in one clip, how, and what can be asked about it.
+
+    emotion: one of EMOTIONS, or empty where it is said in several ways.
+    """
 
     kind: str
     lines: tuple[Line, ...]

@@ -22,6 +22,10 @@ CHOICES = frozenset({"sqa", "find"})
 """Tasks whose answer ends with a letter in brackets, the last LETTER characters."""
 LETTER = len("(A)")
 _EMPTY_PROMPT_SHARE = 0.75
+_DIALOGUES = ("dialogue", "chained")
+"""Kinds of clips with one voice or two."""
+_COUNTED_SHARE = 0.25
+"""Of other clips, where the count of speakers may be asked beside other things: the answer is always one."""
 _HELD_OUT_WORDING_SHARE = 0.5
 
 
@@ -38,6 +42,8 @@ def tasks_for(script: Script) -> list[str]:
     """The tasks that a clip can be used for."""
     fits = {
         "en2de": script.german is not None,
+        "sv": script.speakers <= 2,
+        "emotion": bool(script.emotion),
         "sqa": bool(script.questions),
         "content": bool(script.questions),
         "find": bool(script.questions),
@@ -111,10 +117,14 @@ def _find(script: Script, rng: random.Random, part: Part) -> Made:
     return instruction, f"{option}. ({_LETTERS[letter]})"
 
 
-def _sqqa(script: Script, rng: random.Random, part: Part) -> Made:
+def _answer(script: Script) -> str:
     if script.answer is None:
         raise ValueError("the clip asks nothing")
-    return "" if rng.random() < _EMPTY_PROMPT_SHARE else _wording(say.SPOKEN, rng, part), script.answer
+    return script.answer
+
+
+def _sqqa(script: Script, rng: random.Random, part: Part) -> Made:
+    return "" if rng.random() < _EMPTY_PROMPT_SHARE else _wording(say.SPOKEN, rng, part), _answer(script)
 
 
 def _content(script: Script, rng: random.Random, part: Part) -> Made:
@@ -149,10 +159,19 @@ def _refusal(script: Script, rng: random.Random, part: Part) -> Made:
 def _ii(script: Script, rng: random.Random, part: Part) -> Made:
     """Two or three independent instructions in one; the answers are numbered."""
     singles = [task for task in tasks_for(script) if task in _SINGLES]
-    chosen = rng.sample(singles, rng.choice((2, 2, 3)))
+    if "sv" in singles and script.kind not in _DIALOGUES and rng.random() >= _COUNTED_SHARE:
+        singles.remove("sv")
+    chosen = rng.sample(singles, min(len(singles), rng.choice((2, 2, 3))))
     made = [_MAKERS[task](script, rng, part) for task in chosen]
     instruction = _joined([instruction for instruction, _ in made], rng, part)
-    return instruction, " ".join(f"{number}. {answer}" for number, (_, answer) in enumerate(made, 1))
+    return instruction, _numbered(*(answer for _, answer in made))
+
+
+def _numbered(*answers: str) -> str:
+    """Several answers as one. (A new line in place of the number would split words that come after it in two:
+    the pieces of words begin with a space.)
+    """
+    return " ".join(f"{number}. {answer}" for number, answer in enumerate(answers, 1))
 
 
 def _joined(instructions: list[str], rng: random.Random, part: Part) -> str:
@@ -186,27 +205,27 @@ def _cot_makers(script: Script) -> list[Maker]:
 
 
 def _cot(script: Script, rng: random.Random, part: Part) -> Made:
-    """Steps that build on each other; every step's result stands on a line of its own."""
+    """Steps that build on each other; their results are numbered."""
     return rng.choice(_cot_makers(script))(script, rng, part)
 
 
 def _cot_german(script: Script, rng: random.Random, part: Part) -> Made:
-    return _wording(say.COT_GERMAN, rng, part), f"{script.text}\n{_german(script)}"
+    return _wording(say.COT_GERMAN, rng, part), _numbered(script.text, _german(script))
 
 
 def _cot_summary(script: Script, rng: random.Random, part: Part) -> Made:
     english, german = _summaries(script)
-    return _wording(say.COT_SUMMARY, rng, part), f"{script.text}\n{english}\n{german}"
+    return _wording(say.COT_SUMMARY, rng, part), _numbered(script.text, english, german)
 
 
 def _cot_content(script: Script, rng: random.Random, part: Part) -> Made:
     choice = rng.choice(script.questions)
     instruction = say.COT_CONTENT.draw(rng, part).format(question=choice.question)
-    return instruction, f"{script.text}\n{choice.options[choice.correct]}."
+    return instruction, _numbered(script.text, f"{choice.options[choice.correct]}.")
 
 
 def _cot_spoken(script: Script, rng: random.Random, part: Part) -> Made:
-    return _wording(say.COT_SPOKEN, rng, part), f"{script.text}\n{script.answer}"
+    return _wording(say.COT_SPOKEN, rng, part), _numbered(script.text, _answer(script))
 
 
 _MAKERS: dict[str, Maker] = {

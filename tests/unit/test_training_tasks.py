@@ -202,7 +202,7 @@ def test_transcripts_and_translations_are_those_of_the_lines() -> None:
     rng = random.Random(1)
     assert make_example("asr", script, rng, "train").answer == "One. Two."
     assert make_example("en2de", script, rng, "train").answer == "Eins. Zwei."
-    assert make_example("cot", script, rng, "train").answer == "One. Two.\nEins. Zwei."
+    assert make_example("cot", script, rng, "train").answer == "1. One. Two. 2. Eins. Zwei."
 
 
 @pytest.mark.parametrize("part", ["train", "held_out"])
