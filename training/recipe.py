@@ -69,7 +69,7 @@ class Recipe:
     acoustic: StageBudget = field(default_factory=lambda: StageBudget(2500, 24, 1, 2e-3))
     align: StageBudget = field(default_factory=lambda: StageBudget(2400, 48, 1, 3e-3))
     single: StageBudget = field(default_factory=lambda: StageBudget(2600, 12, 5, 2e-3))
-    joint: StageBudget = field(default_factory=lambda: StageBudget(2400, 20, 1, 1e-3))
+    joint: StageBudget = field(default_factory=lambda: StageBudget(2400, 20, 1, 6e-4))
     single_share: float = 0.45
     ctc: float = 0.3
     use_prompt_adapter: bool = True

@@ -205,6 +205,17 @@ def test_transcripts_and_translations_are_those_of_the_lines() -> None:
     assert make_example("cot", script, rng, "train").answer == "1. One. Two. 2. Eins. Zwei."
 
 
+def test_clips_joined_of_three_voices_and_several_moods_are_not_asked_for_one() -> None:
+    lines = tuple(Line(speaker, "One.", None) for speaker in range(3))
+    script = Script("chained", lines, "")
+    assert not {"sv", "emotion"} & set(tasks_for(script))
+    for seed in range(50):
+        answer = make_example("ii", script, random.Random(seed), "train").answer
+        assert "1. " in answer
+        assert "2. " in answer
+        assert not re.search(r"\b(One|Two|Yes|No)\.( |$)", answer.replace("One. One. One.", ""))
+
+
 @pytest.mark.parametrize("part", ["train", "held_out"])
 def test_the_letter_is_that_of_the_option_named(part: Part) -> None:
     letters = set()
