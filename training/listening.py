@@ -66,7 +66,7 @@ ADAPTER_RATE = 0.15
 JOINT_RATES = {
     "audio_encoder.": 0.3, "align.": 0.3, "llama.": 0.1, "lora_": 1.0, "prompt_adapter.": ADAPTER_RATE,
 }  # fmt: skip
-"""With a language model that moves faster the prompt adapter came to give every instruction the same scale."""
+"""Where the language model moved faster, the prompt adapter came to give every instruction one scale."""
 COUNTED = 4.0
 """How much oftener speakers are counted in dialogues, half of which are one voice's, than in other clips."""
 MASKED_FRAMES = 8
