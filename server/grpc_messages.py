@@ -43,7 +43,7 @@ def audio_of(request: pb.ChatRequest) -> bytes:
     return data
 
 
-def command_of(request: pb.ChatRequest, audio: bytes, timeout_s: float | None) -> ChatCommand:
+def command_of(request: pb.ChatRequest, audio: bytes | None, timeout_s: float | None) -> ChatCommand:
     """What the service takes. Unset fields of `generation` are left to the command's own defaults."""
     generation = request.generation
     given = {name: getattr(generation, name) for name in OPTIONAL_FIELDS if generation.HasField(name)}

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import functools
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import grpc
@@ -171,6 +172,8 @@ class SpeechChat:
 
     async def _receive_upload(self, call: Call, reservation: Reservation) -> ChatCommand:
         config = await self._read_config(call)
+        command = command_of(config, None, call.timeout_s)
+        self._service.check(command)  # before a minute of audio is sent for nothing
         audio = bytearray()
         while (raw := await call.read(PIECE_S)) is not None:
             audio += _chunk_of(parse_upload(raw))
@@ -178,7 +181,7 @@ class SpeechChat:
                 raise PayloadTooLarge(
                     f"The audio has more than {self._settings.max_upload_bytes} bytes.", param="audio"
                 )
-        return command_of(config, bytes(audio), call.timeout_s)
+        return replace(command, audio=bytes(audio))
 
     async def _read_config(self, call: Call) -> pb.ChatRequest:
         raw = await call.read(PIECE_S)

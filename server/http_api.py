@@ -151,7 +151,7 @@ async def read_speech_chat(request: Request, service: SpeechService) -> Ask:
         return chat_ask(body, await decode_base64(body.audio.data, settings.max_upload_bytes))
     if kind == FORM_TYPE:
         form = await read_form(request, settings)
-        file = form_file(form, "file")
+        file = form_file(form)
         fields = parse_body(ChatFields, form_fields(form, FORM_PARSERS))
         if file is None:
             raise missing_audio("the file field `file`")

@@ -11,7 +11,7 @@ from typing import Any
 from starlette.requests import Request
 
 from server.errors import DeadlineExceeded, InvalidAudio, InvalidRequest, PayloadTooLarge, RequestCancelled
-from server.http_form import FormReader
+from server.http_form import FILE_FIELD, FormReader
 from server.settings import Settings
 
 JSON_TYPE = "application/json"
@@ -111,12 +111,12 @@ async def read_form(request: Request, settings: Settings) -> FormReader:
 def form_fields(form: FormReader, parsers: dict[str, Callable[[str], Any]]) -> dict[str, Any]:
     """The text fields by name, each parsed by `parsers[name]`; `name[]` may come more than once.
 
-    Raises InvalidRequest for a repeated field and for one that is not UTF-8.
+    Raises InvalidRequest for a repeated field.
     """
     values: dict[str, Any] = {}
     lists: dict[str, list[str]] = {}
-    for sent, data in form.fields:
-        text, name = _decode_field(sent, data), sent.removesuffix("[]")
+    for sent, text in form.fields:
+        name = sent.removesuffix("[]")
         if name in values or (name in lists and name == sent):
             raise InvalidRequest(f"{name} was sent more than once.", param=name)
         if name == sent:
@@ -126,7 +126,7 @@ def form_fields(form: FormReader, parsers: dict[str, Callable[[str], Any]]) -> d
     return values | lists
 
 
-def form_file(form: FormReader, name: str) -> bytes | None:
+def form_file(form: FormReader, name: str = FILE_FIELD) -> bytes | None:
     """The one file of this name; None if there is none. Raises InvalidRequest for any other file."""
     found: bytes | None = None
     for sent, data in form.files:
@@ -175,13 +175,6 @@ async def decode_base64(data: str, max_bytes: int, name: str = "audio.data") -> 
             raise InvalidAudio(f"{name} is not valid base64.") from error
         await asyncio.sleep(0)
     return b"".join(pieces)
-
-
-def _decode_field(name: str, data: bytes) -> str:
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InvalidRequest(f"{name} is not valid UTF-8.", param=name) from error
 
 
 def _refuse_constant(name: str) -> Any:

@@ -10,7 +10,7 @@ from typing import Protocol
 from fastapi import Request
 from starlette.responses import Response
 
-from server.errors import ServerError
+from server.errors import InvalidRequest, ServerError
 from server.http_body import bearer_token, declared_bytes
 from server.http_errors import JsonResponse
 from server.http_replies import Answer
@@ -78,7 +78,10 @@ def naming(names: Mapping[str, str]) -> Iterator[None]:
     try:
         yield
     except ServerError as error:
-        error.param = names.get(error.param or "", error.param)
+        name = names.get(error.param or "", error.param)
+        if error.param is not None:
+            error.message = error.message.replace(f"{error.param} must be ", f"{name} must be ", 1)
+        error.param = name
         raise
 
 
@@ -124,7 +127,12 @@ class ChatReply:
 
 
 def chat_ask(fields: ChatFields, audio: bytes | None, names: Mapping[str, str] | None = None) -> Ask:
-    """A question that is answered with a chat completion; keeps of `fields` what the reply needs alone."""
+    """A question that is answered with a chat completion; keeps of `fields` what the reply needs alone.
+
+    Raises InvalidRequest for options of a stream where none is asked for.
+    """
+    if fields.stream_options is not None and not fields.stream:
+        raise InvalidRequest("stream_options goes with stream: true alone.", param="stream_options")
     return_token_ids, include_usage = fields.return_token_ids, fields.include_usage
 
     def reply(request_id: str, model: str) -> Reply:

@@ -86,6 +86,7 @@ class _Exchange:
     async def receive(self) -> Message:
         """Pass a message on, noting the end of the body."""
         message = await self._receive()
+        self._expects_100 = False  # uvicorn has told the client to go on
         if message["type"] == "http.disconnect" or not message.get("more_body", False):
             self._has_body = False
         return message

@@ -7,13 +7,13 @@ import contextlib
 import socket
 import ssl
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import httptools
 import uvicorn
 from starlette.types import ASGIApp
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from server.errors import InvalidRequest
 from server.http_errors import dump_json, error_body
@@ -48,6 +48,8 @@ class BoundedProtocol(HttpToolsProtocol):
     _framing: bytes = b""
     """How the body ends that the parser passed over, for its head asks for another protocol."""
     _is_muted = False
+    _cycles: Sequence[RequestResponseCycle] = ()
+    """Requests without a whole response; uvicorn itself knows the last one of several that were pipelined."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client came: its first head is due."""
@@ -57,6 +59,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The client went."""
         self._stop_head_timer()
+        self._leave_requests()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -120,6 +123,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self.send_400_response(HEAD_TOO_LARGE)
             raise httptools.HttpParserError(HEAD_TOO_LARGE)
         super().on_headers_complete()
+        self._cycles = [cycle for cycle in self._cycles if not cycle.response_complete] + [self.cycle]
         if self.parser.should_upgrade():
             self._framing = _framing_of(self.headers)
 
@@ -145,18 +149,19 @@ class BoundedProtocol(HttpToolsProtocol):
             "HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\nconnection: close\r\n"
             f"content-length: {len(body)}\r\nx-request-id: {uuid.uuid4().hex}\r\n\r\n"
         )
-        self._leave_request()
+        self._leave_requests()
         self.transport.write(head.encode("ascii") + body)
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self._stop_head_timer()
         self._head_timer = self.loop.call_later(REFUSAL_DRAIN_S, self.transport.close)
 
-    def _leave_request(self) -> None:
-        """To the application, if it is in the middle of this request, its client is gone."""
-        if self.cycle is not None and not self.cycle.response_complete:
-            self.cycle.disconnected = True
-            self.cycle.message_event.set()
+    def _leave_requests(self) -> None:
+        """To the application, wherever it is in the middle of a request, the client is gone."""
+        for cycle in self._cycles:
+            if not cycle.response_complete:
+                cycle.disconnected = True
+                cycle.message_event.set()
 
     def _start_head_timer(self) -> None:
         self._stop_head_timer()

@@ -115,7 +115,7 @@ async def _read_audio_form(
     if content_type(request) != FORM_TYPE:
         raise InvalidRequest(f"The Content-Type must be {FORM_TYPE}.")
     form = await read_form(request, service.settings)
-    file = form_file(form, "file")
+    file = form_file(form)
     texts = [*TEXT_FIELDS, *neutral, *AUDIO_IGNORED]
     parsers: dict[str, Callable[[str], Any]] = dict.fromkeys(schema.model_fields, parse_scalar)
     parsers |= dict.fromkeys(texts, str)

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from server.errors import InvalidRequest
 from server.schemas import PARTS, TEXT, ChatFields, Integer, StreamOptions, StrictModel
@@ -108,6 +108,14 @@ class Message(StrictModel):
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: Content
     name: str | None = Field(None, description="Taken and ignored.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, value: Any) -> Any:
+        """A client that sends a reply back (`refusal: null`) is told about turns, not about that field."""
+        if not isinstance(value, dict):
+            return value
+        return {name: part for name, part in value.items() if part is not None or name in cls.model_fields}
 
 
 class ChatCompletionBody(StrictModel):

@@ -177,13 +177,17 @@ class SpeechService:
         self._idle.clear()
         return reservation
 
+    def check(self, command: ChatCommand) -> None:
+        """Raise what `chat` would of the fields alone; for a command whose clip is still to come."""
+        check_command(command, self.settings, self._engine.info)
+
     async def chat(self, reservation: Reservation, command: ChatCommand) -> ChatStream:
         """Validate, decode and submit; returns once the engine has accepted the request.
 
         Raises a ServerError for every refusal. The reservation is finished on every way out by an exception.
         """
         with reservation.failing():
-            check_command(command, self.settings, self._engine.info)
+            self.check(command)
             reservation.limit_time(command.timeout_s)
             async with reservation.before_deadline():
                 audio, decode_s = await self._decode(reservation, command.audio)

@@ -38,10 +38,11 @@ class Intake:
         prompt = self._tokens(request)
         room = self._max_context - len(prompt)
         if room < 1 or len(prompt.adapter_ids) > self._max_context:
+            read = "the prompt" if request.system is None else "the system text, the prompt"
             raise ContextLengthExceeded(
-                f"the prompt and the clip take {len(prompt)} tokens ({prompt.num_audio} of them audio) "
+                f"{read} and the clip take {len(prompt)} tokens ({prompt.num_audio} of them audio) "
                 f"and leave no room for an answer: the model holds {self._max_context}",
-                param="prompt" if len(prompt) - prompt.num_audio > prompt.num_audio else "audio",
+                param=_longest_part(prompt, request.system is not None),
             )
         samples = 0 if request.waveform is None else len(request.waveform)
         window = self._config.window_samples
@@ -84,3 +85,10 @@ class Intake:
             raise InvalidRequest(
                 "this deployment is merged for one instruction; /v1/models tells which", param="prompt"
             )
+
+
+def _longest_part(prompt: PromptTokens, has_system: bool) -> str:
+    """The field to shorten."""
+    if prompt.num_audio >= len(prompt) - prompt.num_audio:
+        return "audio"
+    return "system" if has_system and len(prompt.left_ids) > len(prompt.right_ids) else "prompt"

@@ -7,7 +7,7 @@ import inspect
 import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import grpc
@@ -161,6 +161,16 @@ async def test_a_bad_upload_names_its_part(messages: list[pb.ChatUploadRequest],
     async with serving() as server:
         error = await failure(server.stub.ChatUpload(iter(messages)))
     assert (error.code(), field_of(error)) == (Code.INVALID_ARGUMENT, field)
+
+
+async def test_an_upload_is_refused_for_its_config_before_its_audio_comes() -> None:
+    async def forever() -> AsyncIterator[pb.ChatUploadRequest]:
+        yield pb.ChatUploadRequest(config=request(audio=None, generation={"max_tokens": 100_000}))
+        await asyncio.sleep(60)
+
+    async with serving() as server, asyncio.timeout(10):
+        error = await failure(server.stub.ChatUpload(forever()))
+    assert (error.code(), field_of(error)) == (Code.INVALID_ARGUMENT, "max_tokens")
 
 
 async def test_an_upload_fails_at_the_cap_and_not_after() -> None:

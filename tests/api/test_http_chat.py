@@ -262,6 +262,8 @@ async def test_forms_with_repeated_missing_or_foreign_parts_are_refused():
         ([("file", ("a", CLIP)), ("file", ("b", CLIP)), prompt], "file"),
         ([("file", ("a", CLIP)), ("other", ("b", CLIP)), prompt], "other"),
         ([prompt], "audio"),
+        ([("file", (None, b"clip.wav")), prompt], "audio"),
+        ([("file", (None, CLIP * 10)), prompt], "audio"),
         ([("file", ("a", CLIP))], "prompt"),
         ([("file", ("a", b"")), prompt], "audio"),
         ([("file", ("a", CLIP)), ("prompt", (None, b"\xff"))], "prompt"),
@@ -271,6 +273,53 @@ async def test_forms_with_repeated_missing_or_foreign_parts_are_refused():
         for files, param in cases:
             response = await client.post(CHAT, files=files)
             assert (response.status_code, error_of(response)["param"]) == (400, param), param
+
+
+async def test_a_file_that_was_sent_as_text_is_told_how_to_be_sent():
+    async with client_of(make_service()) as client:
+        response = await client.post(CHAT, files=[("file", (None, b"clip.wav")), ("prompt", (None, b"x"))])
+    assert error_of(response)["code"] == "invalid_audio"
+    assert "-F file=@clip.wav" in error_of(response)["message"]
+
+
+PROMPT = b'Content-Disposition: form-data; name="prompt"\r\n'
+FILE = b'Content-Disposition: form-data; name="file"; filename="a"\r\n'
+
+
+@pytest.mark.parametrize(
+    ("headers", "sent", "read"),
+    [
+        (b"Content-Type: text/plain; charset=UTF-8\r\n", "für".encode(), "für"),
+        (b"Content-Type: text/plain\r\n", "für".encode(), "für"),
+        (b"Content-Type: text/plain; charset=ISO-8859-1\r\n", "für".encode("latin1"), "für"),
+        (b"Content-Transfer-Encoding: 8bit\r\n", "für".encode(), "für"),
+        (b"Content-Type: text/plain; charset=us-ascii\r\n", b"for", "for"),
+    ],
+)
+async def test_text_is_read_as_it_says_it_is_written(headers, sent, read):
+    engine = FakeEngine()
+    content = raw_form(FILE + b"\r\n" + CLIP, PROMPT + headers + b"\r\n" + sent)
+    async with client_of(make_service(engine)) as client:
+        kind = {"content-type": "multipart/form-data; boundary=B"}
+        assert (await client.post(CHAT, content=content, headers=kind)).status_code == 200
+    assert engine.requests[0].prompt == read
+
+
+@pytest.mark.parametrize(
+    ("headers", "sent"),
+    [
+        (b"Content-Type: text/plain; charset=utf-16le\r\n", "für".encode("utf-16le")),
+        (b"Content-Type: text/plain; charset=windows-1252\r\n", b"\x81"),
+        (b"Content-Transfer-Encoding: quoted-printable\r\n", b"f=C3=BCr"),
+        (b"Content-Transfer-Encoding: base64\r\n", b"Zm9y"),
+    ],
+)
+async def test_text_that_cannot_be_read_so_is_refused(headers, sent):
+    content = raw_form(FILE + b"\r\n" + CLIP, PROMPT + headers + b"\r\n" + sent)
+    async with client_of(make_service()) as client:
+        kind = {"content-type": "multipart/form-data; boundary=B"}
+        response = await client.post(CHAT, content=content, headers=kind)
+    assert (response.status_code, error_of(response)["param"]) == (400, "prompt")
 
 
 def raw_form(*parts: bytes, end: bytes = b"--B--\r\n") -> bytes:

@@ -49,6 +49,22 @@ async def test_expect_100_continues_when_there_is_room():
         assert (await client.head())[0] == 200
 
 
+async def test_a_refusal_in_the_middle_of_a_body_that_was_waited_for_is_drained():
+    """Else the rest of the body meets a closed socket, and the client a reset in place of the status."""
+    part = b'--B\r\ncontent-disposition: form-data; name="prompt"\r\n\r\n' + b"x" * 900_000
+    async with live_server() as server:
+        client = await server.connect()
+        head = post_head(len(part), "expect: 100-continue", kind="multipart/form-data; boundary=B")
+        await client.send(head)
+        assert (await client.head())[0] == 100
+        await client.send(part)
+        status, headers = await client.head()
+        assert (status, "connection" in headers) == (400, False)
+        assert json.loads(await client.body(headers))["error"]["param"] == "prompt"
+        await client.send(post(json_body()))
+        assert (await client.head())[0] == 200
+
+
 async def test_the_slot_is_taken_before_the_body_is_read():
     async with live_server(make_service(max_queued_requests=1)) as server:
         first = await server.connect()
@@ -158,6 +174,18 @@ async def test_leaving_in_any_stage_frees_the_place(stream, point, stage, caplog
         assert counted(server.service)[f"requests_cancelled{{{stage.value}}}"] == 1
         check_law(server.service)
         await eventually(lambda: any(getattr(record, "status", 0) == 499 for record in caplog.records))
+
+
+async def test_leaving_with_another_request_under_way_frees_the_first_ones_place():
+    engine = FakeEngine(gates={"encode": asyncio.Event()})
+    async with live_server(make_service(engine)) as server:
+        client = await server.connect()
+        await client.send(post(json_body()) + b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n")
+        await eventually(lambda: bool(engine.live))
+        await asyncio.sleep(0.03)
+        client.vanish()
+        await eventually(lambda: not engine.live and server.service.ledger.num_open == 0)
+        check_law(server.service)
 
 
 async def test_leaving_while_decoding():

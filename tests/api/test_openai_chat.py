@@ -208,6 +208,7 @@ REFUSED = [
     ({"stop": ["a"] * 5}, "stop"),
     ({"stream": "yes"}, "stream"),
     ({"stream_options": {"include_usage": 1}}, "stream_options.include_usage"),
+    ({"stream_options": {"include_usage": True}}, "stream_options"),
     ({"max_tokens": 513}, "max_tokens"),
     ({"max_completion_tokens": 513}, "max_completion_tokens"),
     ({"max_completion_tokens": 0}, "max_completion_tokens"),
@@ -224,6 +225,19 @@ async def test_what_cannot_be_honoured_is_a_400_that_names_it():
                 await client.chat.completions.create(model=MODEL, messages=[user()], extra_body=fields)
             assert (error.value.param, error.value.code) == (param, "invalid_request"), fields
     assert not engine.requests
+
+
+async def test_the_message_calls_the_field_what_the_client_called_it():
+    async with openai_client(make_service()) as (client, _):
+        with pytest.raises(openai.BadRequestError, match="max_completion_tokens must be from 1 to 512"):
+            await client.chat.completions.create(model=MODEL, messages=[user()], max_completion_tokens=513)
+
+
+async def test_a_reply_that_is_sent_back_is_told_about_turns():
+    async with openai_client(make_service()) as (client, _):
+        reply = (await client.chat.completions.create(model=MODEL, messages=[user()])).choices[0].message
+        with pytest.raises(openai.BadRequestError, match="no earlier turns"):
+            await client.chat.completions.create(model=MODEL, messages=[user(), reply, user()])
 
 
 async def test_what_asks_for_nothing_or_changes_nothing_is_taken():
