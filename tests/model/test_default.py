@@ -36,7 +36,7 @@ def core() -> EngineCore:
 
 
 def test_the_readme_shows_every_kind_of_task() -> None:
-    assert len(shown()) == 5
+    assert len(shown()) == 6
     assert {clip for clip, _, _ in shown()} == {"examples/clips/evening.flac", "examples/clips/shop.flac"}
 
 
