@@ -15,8 +15,9 @@ if [[ $prompt == *[\"\\[:cntrl:]]* ]]; then
 fi
 
 # --fail-with-body: a refusal is exit status 22, and its {"error": {...}} is printed all the same.
-# --retry: a 429 or 503 is tried again after the seconds of its Retry-After.
-options=(--silent --show-error --fail-with-body --max-time 300 --retry 3)
+# --retry: a 429 or 503 is tried again after the seconds of its Retry-After (as a 500, a 504 and a lost connection are,
+# sooner), for a minute at most; the body of each refusal is printed. --max-time: longer than the server's own 300 s.
+options=(--silent --show-error --fail-with-body --max-time 330 --retry 3 --retry-max-time 60)
 if [[ -n ${WAVLLM_API_KEY:-} ]]; then
   options+=(--header "authorization: Bearer $WAVLLM_API_KEY")
 fi
@@ -35,8 +36,9 @@ ask "$url/v1/models"
 echo "# a whole answer"
 ask "$url/v1/speech/chat" "${upload[@]}"
 
-echo "# a streamed answer: one event a line, [DONE] at the end"
-ask --no-buffer "$url/v1/speech/chat" "${upload[@]}" --form stream=true
+echo "# a streamed answer: one event a line; without [DONE] at the end it broke off, which curl takes for success"
+ask --no-buffer "$url/v1/speech/chat" "${upload[@]}" --form stream=true |
+  awk '{ print; fflush() } /^data: \[DONE\]/ { done = 1 } END { exit !done }'
 
 echo "# the same question as JSON, the clip in base64"
 (printf '{"prompt": "%s", "max_tokens": 64, "audio": {"data": "' "$prompt"; base64 <"$clip" | tr -d '\n'; printf '"}}') |

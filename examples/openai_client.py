@@ -45,6 +45,8 @@ def run(client: OpenAI, clip: Path, prompt: str) -> None:
     print("streamed: ", end="")
     for chunk in client.chat.completions.create(model=model, messages=messages, stream=True):
         print(chunk.choices[0].delta.content or "", end="", flush=True)
+        if chunk.choices[0].finish_reason == "length":
+            print(" (cut)", end="")
     print()
 
     print("transcript:", client.audio.transcriptions.create(model=model, file=clip).text)

@@ -36,20 +36,37 @@ export class ApiError extends Error {
   }
 }
 
-/** @returns {string} the API key of this tab, or "" */
-export function apiKey() {
-  return sessionStorage.getItem(KEY_ITEM) ?? "";
+let key = storedKey();
+
+function storedKey() {
+  try {
+    return sessionStorage.getItem(KEY_ITEM) ?? "";
+  } catch {
+    return ""; // site data is blocked
+  }
 }
 
-/** @param {string} key an empty one forgets */
-export function keepApiKey(key) {
-  if (key) sessionStorage.setItem(KEY_ITEM, key);
-  else sessionStorage.removeItem(KEY_ITEM);
+/** @returns {string} the API key of this tab, or "" */
+export function apiKey() {
+  return key;
+}
+
+/** @param {string} given an empty one forgets */
+export function keepApiKey(given) {
+  key = given;
+  try {
+    if (key) sessionStorage.setItem(KEY_ITEM, key);
+    else sessionStorage.removeItem(KEY_ITEM);
+  } catch {
+    // Site data is blocked: it is kept until the page goes.
+  }
 }
 
 /** @returns {Promise<Model>} */
 export async function fetchModel() {
-  return (await fetchJson("v1/models")).data[0];
+  const model = (await fetchJson("v1/models")).data?.[0];
+  if (!model) throw new ApiError({ code: "not_understood" });
+  return model;
 }
 
 /** @returns {Promise<Load>} */
@@ -60,14 +77,24 @@ export function fetchLoad() {
 /** @returns {Promise<string>} starting, ready, draining, ...; asks for no key */
 export async function fetchState() {
   // Not ready is a 503 with the same body.
-  return (await (await request(new URL("readyz", document.baseURI), {})).json()).status;
+  return (await jsonOf(await request(new URL("readyz", document.baseURI), {}))).status ?? "unreachable";
 }
 
 /** @param {string} path */
 async function fetchJson(path) {
   const response = await request(new URL(path, document.baseURI), {});
   if (!response.ok) throw await errorOf(response);
-  return response.json();
+  return jsonOf(response);
+}
+
+/**
+ * @param {Response} response
+ * @returns {Promise<any>} Throws ApiError for what is no JSON object: a proxy's page, half a body
+ */
+async function jsonOf(response) {
+  const body = await response.json().catch(() => null);
+  if (body === null || typeof body !== "object") throw new ApiError({ code: "not_understood" }, response);
+  return body;
 }
 
 /**
@@ -75,7 +102,6 @@ async function fetchJson(path) {
  * @param {RequestInit & {headers?: {[name: string]: string}}} options
  */
 async function request(url, options) {
-  const key = apiKey();
   const headers = { ...options.headers, ...(key && { authorization: `Bearer ${key}` }) };
   try {
     return await fetch(url, { ...options, headers, cache: "no-store" });
@@ -117,8 +143,11 @@ export async function ask(clip, fields, { onOpen, onText, signal }) {
   const headers = { "content-type": contentType };
   const response = await request(CHAT_URL, { method: "POST", body, headers, signal });
   if (!response.ok || !response.body) throw await errorOf(response);
-  onOpen();
   const requestId = response.headers.get("x-request-id");
+  if (!response.headers.get("content-type")?.startsWith("text/event-stream")) {
+    throw new ApiError({ code: "not_understood" }, { status: response.status, requestId });
+  }
+  onOpen();
   /** @type {Answer} */
   const answer = { text: "", finishReason: null, timings: null, usage: null, requestId };
   for await (const chunk of chunksOf(response.body, requestId)) {

@@ -2,6 +2,8 @@
 // A clip in the browser: its samples for the picture, its playback, and recording it.
 
 const PREVIEW_RATE = 16000;
+const LONGEST_DRAWN_S = 900; // decoded it would take 60 MB
+const METADATA_MS = 3000;
 const BAR_WIDTH = 3; // CSS pixels, the gap included
 const RECORDING_TYPES = ["audio/webm;codecs=opus", "audio/mp4", "audio/ogg;codecs=opus"];
 /** @type {{[type: string]: string}} */
@@ -10,7 +12,8 @@ const ENDINGS = { "audio/webm": "webm", "audio/mp4": "m4a", "audio/ogg": "ogg" }
 /** @typedef {{blob: Blob, name: string, samples: ?Float32Array, seconds: ?number}} Clip */
 
 /**
- * A file with what can be seen of it; samples and seconds are null where the browser cannot decode it.
+ * A file with what can be seen of it. samples are null where the browser cannot decode it, and of a long one;
+ * seconds where it cannot play it either.
  * Throws if its bytes cannot be read.
  *
  * @param {Blob} file
@@ -21,14 +24,32 @@ export async function readClip(file, name) {
   const bytes = await file.arrayBuffer();
   // Kept in memory, for the file may change or go before it is asked about again.
   const blob = new Blob([bytes], { type: file.type });
+  const seconds = await lengthOf(blob);
+  if (seconds !== null && seconds > LONGEST_DRAWN_S) return { blob, name, samples: null, seconds };
   try {
     // An offline context decodes without being allowed to play, and at a rate that keeps long files small.
     const context = new OfflineAudioContext(1, 1, PREVIEW_RATE);
     const decoded = await context.decodeAudioData(bytes);
     return { blob, name, samples: decoded.getChannelData(0), seconds: decoded.duration };
   } catch {
-    return { blob, name, samples: null, seconds: null };
+    return { blob, name, samples: null, seconds };
   }
+}
+
+/**
+ * @param {Blob} blob
+ * @returns {Promise<?number>} seconds by the player; null if it cannot tell, as of recordings
+ */
+async function lengthOf(blob) {
+  const player = new Audio();
+  player.preload = "metadata";
+  player.src = URL.createObjectURL(blob);
+  await new Promise((resolve) => {
+    for (const kind of ["loadedmetadata", "error"]) player.addEventListener(kind, resolve, { once: true });
+    setTimeout(resolve, METADATA_MS);
+  });
+  URL.revokeObjectURL(player.src);
+  return Number.isFinite(player.duration) ? player.duration : null;
 }
 
 /**
@@ -124,7 +145,8 @@ export class Recording {
     /** @type {Blob[]} */
     this._pieces = [];
     this._recorder.addEventListener("dataavailable", (event) => this._pieces.push(event.data));
-    this._ended = new Promise((resolve) => this._recorder.addEventListener("stop", resolve, { once: true }));
+    /** Resolves when nothing more is recorded, whoever ended it. */
+    this.ended = new Promise((resolve) => this._recorder.addEventListener("stop", resolve, { once: true }));
     this._recorder.start();
   }
 
@@ -165,7 +187,7 @@ export class Recording {
    */
   async stop() {
     if (this._recorder.state !== "inactive") this._recorder.stop();
-    await this._ended;
+    await this.ended;
     for (const track of this._stream.getTracks()) track.stop();
     await this._context.close();
     return new Blob(this._pieces, { type: this._type });

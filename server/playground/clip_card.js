@@ -10,6 +10,7 @@ import { asClock, asSeconds, asSize, find } from "./dom.js";
 
 const FALLBACK_LIMIT_S = 120;
 const LEVEL_EVERY_MS = 80;
+const MARGIN_S = 1.5; // the encoder adds some at its edges, and in a hidden tab timers come once a second
 
 const card = find("#clip-card", HTMLElement);
 const fileInput = find("#file", HTMLInputElement);
@@ -31,14 +32,17 @@ let limits = null;
 /** @type {?Recording} */
 let recording = null;
 let numChoices = 0;
+let isReading = false;
 
 /** @returns {?Clip} the clip to ask about; null, and the user told why, if there is none that the server could take */
 export function clipToAsk() {
   const hindrance = recording
     ? "Stop the recording first."
-    : clip
-      ? sizeWarningOf(clip)
-      : "Choose, drop or record a clip first.";
+    : isReading
+      ? "The clip is still being read."
+      : clip
+        ? sizeWarningOf(clip)
+        : "Choose, drop or record a clip first.";
   if (hindrance) sayOfClip(hindrance);
   return hindrance ? null : clip;
 }
@@ -110,13 +114,22 @@ function initDrop(take) {
     if (!holdsFiles(event)) return;
     event.preventDefault();
     card.classList.remove("dropping");
-    const file = event.dataTransfer?.files[0];
-    if (file) take(file, file.name);
+    takeDropped([...(event.dataTransfer?.files ?? [])], take);
   });
 }
 
 /**
- * The last choice wins, however long each takes to come.
+ * @param {File[]} files
+ * @param {Take} take
+ */
+async function takeDropped([file, ...others], take) {
+  if (!file) return sayOfClip("No file was dropped.");
+  await take(file, file.name);
+  if (others.length && clip?.name === file.name) sayOfClip(`One clip at a time: this is ${file.name}.`);
+}
+
+/**
+ * The last choice wins, however long each takes to come. Until it is read, what was there stays.
  *
  * @param {Source} source
  * @param {string} name
@@ -124,14 +137,23 @@ function initDrop(take) {
  */
 async function takeClip(source, name, onClip) {
   const choice = ++numChoices;
-  endRecording()?.stop(); // whoever chooses another clip does not want it
+  isReading = true;
   sayOfClip("Reading the clip.");
   const read = await readSource(source, name);
   if (choice !== numChoices) return;
-  if (!read) return sayOfClip("The clip cannot be read.");
+  isReading = false;
+  if (!read) return keepWhatThereIs();
+  endRecording()?.stop(); // whoever chooses another clip does not want it
   clip = read;
   showClip(read);
   onClip(read);
+}
+
+function keepWhatThereIs() {
+  if (recording) return sayOfClip("The clip cannot be read. The recording goes on.");
+  if (clip) showClip(clip);
+  else player.hidden = playback.hidden = true;
+  sayOfClip("The clip cannot be read.");
 }
 
 /**
@@ -241,6 +263,8 @@ async function startRecording(take) {
   try {
     sayOfClip("Waiting for the microphone.");
     recording = await Recording.start();
+    numChoices++; // a clip that is still on its way comes too late
+    isReading = false;
     audio.pause();
     recordButton.textContent = "Stop recording";
     recordButton.classList.add("recording");
@@ -249,13 +273,27 @@ async function startRecording(take) {
     playButton.disabled = position.disabled = true;
     sayOfClip("Recording.");
     showRecording(recording, [], take);
+    endWithMicrophone(recording, take);
   } catch (error) {
     if (!(error instanceof RecordingError)) throw error;
     sayOfClip(error.message);
   } finally {
     recordButton.disabled = false;
-    recordButton.focus();
+    if ([null, document.body, recordButton].includes(document.activeElement)) recordButton.focus();
   }
+}
+
+/**
+ * Keep what was heard of a microphone that is unplugged or taken away.
+ *
+ * @param {Recording} running
+ * @param {Take} take
+ */
+async function endWithMicrophone(running, take) {
+  await running.ended;
+  if (recording !== running) return;
+  await stopRecording(take);
+  sayOfClip("The microphone went away. This is what it heard.");
 }
 
 /**
@@ -268,8 +306,7 @@ async function startRecording(take) {
 function showRecording(running, levels, take) {
   if (recording !== running) return;
   const limit = limits?.max_audio_seconds ?? FALLBACK_LIMIT_S;
-  // Half a second early: the encoder adds some at its edges.
-  if (running.seconds > limit - 0.5) return void stopRecording(take);
+  if (running.seconds > limit - MARGIN_S) return void stopRecording(take);
   find("#clip-name", HTMLElement).textContent = `Recording, at most ${Math.floor(limit)} s`;
   find("#time", HTMLElement).textContent = asClock(running.seconds);
   levels.push(running.level);

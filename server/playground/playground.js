@@ -19,8 +19,9 @@ const keyForm = find("#key-form", HTMLFormElement);
 const keyInput = find("#key", HTMLInputElement);
 const status = find("#status", HTMLElement);
 
-/** @type {?Model} */
-let model = null;
+const promptHint = find("#prompt-hint", HTMLElement);
+const usualHint = promptHint.textContent;
+
 /** @type {?AbortController} */
 let running = null;
 
@@ -28,7 +29,7 @@ let running = null;
 
 async function refresh() {
   try {
-    if (!model) showModel(await fetchModel());
+    showModel(await fetchModel()); // each time: what answers now may be another server
     showLoad(await fetchLoad());
   } catch (error) {
     await showUnknown(error);
@@ -45,22 +46,22 @@ async function refreshForEver() {
 
 /** @param {Model} found */
 function showModel(found) {
-  model = found;
   setLimits(found);
   find("#model-name", HTMLElement).textContent = found.id;
   find("#limits-fact", HTMLElement).hidden = false;
   find("#model-limits", HTMLElement).textContent =
     `${asSeconds(found.max_audio_seconds)} of audio, ${asSize(found.max_upload_bytes)}, ` +
     `${found.max_new_tokens} answer tokens, ${found.max_context_tokens} tokens in all`;
-  if (found.random_weights) showNote("Nobody trained this model: its weights are random, and so are its answers.");
+  showNote(found.random_weights ? "Nobody trained this model: its weights are random, and so are its answers." : "");
   if (found.merged_prompt !== null) fixPrompt(found.merged_prompt);
+  else if (prompt.readOnly) freePrompt();
 }
 
 /** @param {string} text */
 function showNote(text) {
   const note = find("#model-note", HTMLElement);
   note.textContent = text;
-  note.hidden = false;
+  note.hidden = !text;
 }
 
 /** @param {string} only the one instruction that this server was started for */
@@ -68,7 +69,13 @@ function fixPrompt(only) {
   prompt.value = only;
   prompt.readOnly = true;
   find("#presets", HTMLElement).hidden = true;
-  find("#prompt-hint", HTMLElement).textContent = "This server answers this one instruction.";
+  promptHint.textContent = "This server answers this one instruction.";
+}
+
+function freePrompt() {
+  prompt.readOnly = false;
+  find("#presets", HTMLElement).hidden = false;
+  promptHint.textContent = usualHint;
 }
 
 /** @param {import("./api.js").Load} load */
@@ -90,7 +97,6 @@ function showState(state) {
 /** @param {unknown} error */
 async function showUnknown(error) {
   if (!(error instanceof ApiError)) throw error;
-  model = null; // what answers next may be another server
   find("#load-fact", HTMLElement).hidden = true;
   if (error.status === 401) askForKey();
   if (error.code === "network") return showState("unreachable");
@@ -148,7 +154,10 @@ function initAsking() {
   prompt.addEventListener("keydown", (event) => {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) form.requestSubmit();
   });
-  addEventListener("keydown", (event) => event.key === "Escape" && stop());
+  addEventListener("keydown", (event) => {
+    // Within an input method it ends the composition alone.
+    if (event.key === "Escape" && !event.isComposing && !event.defaultPrevented) stop();
+  });
   for (const preset of document.querySelectorAll("[data-prompt]")) preset.addEventListener("click", takePreset);
 }
 

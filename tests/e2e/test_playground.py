@@ -192,6 +192,77 @@ def test_the_microphone(visit: Visit) -> None:
     expect(page.locator("#record")).to_have_text("Record")
 
 
+def test_the_microphone_is_taken_away(visit: Visit) -> None:
+    """What was heard until then is the clip."""
+    page = visit.page
+    keep = "window.opened = await open(wish)"
+    page.evaluate(
+        "const open = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);"
+        f"navigator.mediaDevices.getUserMedia = async (wish) => ({keep}); 0"
+    )
+    page.click("#record")
+    expect(page.locator("#clip-message")).to_have_text("Recording.")
+    page.wait_for_timeout(1500)
+    page.evaluate("for (const track of opened.getTracks()) track.stop()")
+    expect(page.locator("#clip-message")).to_have_text("The microphone went away. This is what it heard.")
+    expect(page.locator("#clip-name")).to_contain_text("recording.webm")
+    expect(page.locator("#record")).to_have_text("Record")
+
+
+def test_a_recording_outlives_a_clip_that_cannot_be_read(visit: Visit) -> None:
+    page = visit.page
+    page.route(re.compile("shop.flac$"), lambda route: route.abort())
+    visit.expected.append("ERR_FAILED")
+    page.click("#record")
+    expect(page.locator("#clip-message")).to_have_text("Recording.")
+    page.get_by_role("button", name="Two voices").click()
+    expect(page.locator("#clip-message")).to_have_text("The clip cannot be read. The recording goes on.")
+    page.get_by_role("button", name="Stop recording").click()
+    expect(page.locator("#clip-name")).to_contain_text("recording.webm")
+
+
+def test_nothing_is_asked_while_another_clip_is_read(visit: Visit) -> None:
+    page = visit.page
+    late: list[Route] = []
+    page.route(re.compile("shop.flac$"), lambda route: late.append(route))
+    choose(page, KITCHEN)
+    page.get_by_role("button", name="Two voices").click()
+    page.fill("#prompt", "What is said?")
+    page.click("#ask")
+    expect(page.locator("#clip-message")).to_have_text("The clip is still being read.")
+    assert page.locator(".exchange").count() == 0
+    late[0].continue_()
+    expect(page.locator("#clip-name")).to_contain_text("shop.flac")
+
+
+def test_another_server_answers_from_now_on(visit: Visit) -> None:
+    """One for a single instruction, then one that takes any, with nobody loading the page anew."""
+    page = visit.page
+
+    def fixed(route: Route) -> None:
+        reply = route.fetch()
+        models = reply.json()
+        models["data"][0]["merged_prompt"] = "Only this."
+        route.fulfill(response=reply, json=models)
+
+    page.route(re.compile("/v1/models$"), fixed)
+    expect(page.locator("#prompt")).to_have_value("Only this.")
+    expect(page.locator("#presets")).to_be_hidden()
+    page.unroute(re.compile("/v1/models$"))
+    expect(page.locator("#presets")).to_be_visible()
+    expect(page.locator("#prompt")).to_be_editable()
+
+
+def test_a_browser_that_keeps_nothing(browser: Browser, default_server: ServerProcess) -> None:
+    """Where site data is blocked, reading `sessionStorage` throws."""
+    with browser.new_context() as context:
+        page = context.new_page()
+        refuse = "{ get() { throw new DOMException('', 'SecurityError'); } }"
+        page.add_init_script(f"Object.defineProperty(window, 'sessionStorage', {refuse});")
+        page.goto(default_server.url)
+        expect(page.locator("#model-name")).to_have_text(re.compile("wavllm"))
+
+
 def test_the_microphone_is_refused(browser: Browser, default_server: ServerProcess) -> None:
     refusal = "new DOMException('', 'NotAllowedError')"
     refuse = f"navigator.mediaDevices.getUserMedia = () => Promise.reject({refusal});"
