@@ -15,15 +15,15 @@ if [[ $prompt == *[\"\\[:cntrl:]]* ]]; then
 fi
 
 # --fail-with-body: a refusal is exit status 22, and its {"error": {...}} is printed all the same.
-# --retry: a 429 or 503 is tried again after the seconds of its Retry-After (as a 500, a 504 and a lost connection are,
-# sooner), for a minute at most; the body of each refusal is printed. --max-time: longer than the server's own 300 s.
+# --retry: a 429 or 503 is tried again after the seconds of its Retry-After (a 500, a 504 and
+# a timeout sooner), for a minute at most; the body of each refusal is printed. --max-time: longer than the server's own 300 s.
 options=(--silent --show-error --fail-with-body --max-time 330 --retry 3 --retry-max-time 60)
 if [[ -n ${WAVLLM_API_KEY:-} ]]; then
   options+=(--header "authorization: Bearer $WAVLLM_API_KEY")
 fi
 
 ask() {
-  curl "${options[@]}" "$@"
+  curl "${options[@]}" "$@" || return
   echo
 }
 
@@ -38,7 +38,8 @@ ask "$url/v1/speech/chat" "${upload[@]}"
 
 echo "# a streamed answer: one event a line; without [DONE] at the end it broke off, which curl takes for success"
 ask --no-buffer "$url/v1/speech/chat" "${upload[@]}" --form stream=true |
-  awk '{ print; fflush() } /^data: \[DONE\]/ { done = 1 } END { exit !done }'
+  awk '{ print; fflush() } /^data: \[DONE\]/ { done = 1 } END { exit !done }' ||
+  exit $((PIPESTATUS[0] ? PIPESTATUS[0] : 1))
 
 echo "# the same question as JSON, the clip in base64"
 (printf '{"prompt": "%s", "max_tokens": 64, "audio": {"data": "' "$prompt"; base64 <"$clip" | tr -d '\n'; printf '"}}') |

@@ -16,9 +16,9 @@ FILE_FIELD = "file"
 PART_HEADERS = (b"content-disposition", b"content-type", b"content-transfer-encoding")
 CHARSETS = {
     **dict.fromkeys((b"", b"utf-8", b"utf8", b"us-ascii", b"ascii"), "utf-8"),
-    **dict.fromkeys((b"iso-8859-1", b"latin1", b"windows-1252"), "cp1252"),
+    **dict.fromkeys((b"iso-8859-1", b"latin1", b"latin-1"), "latin-1"),
 }
-"""Of text: what it says it is written in, and how it is read (as browsers read it)."""
+"""Of text: what it says it is written in, and how it is read."""
 PLAIN_ENCODINGS = (b"", b"7bit", b"8bit", b"binary")
 
 
@@ -119,7 +119,7 @@ class FormReader:
             raise InvalidRequest(f"{name}: no Content-Transfer-Encoding is taken.", param=name)
         charset = parse_options_header(kind)[1].get(b"charset", b"").lower()
         if not is_file and charset not in CHARSETS:
-            raise InvalidRequest(f"{name}: its charset must be UTF-8.", param=name)
+            raise InvalidRequest(f"{name}: its charset must be UTF-8 or ISO-8859-1.", param=name)
         self._part = _Part(name, is_file, CHARSETS.get(charset, ""))
 
     def _add_data(self, data: bytes, start: int, end: int) -> None:

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 MAX_REQUEST_ID_CHARS = 128
 MAX_DRAIN_BYTES = 2**20
 MAX_DRAIN_S = 1.0
-_PROBES = frozenset({"/livez", "/readyz", "/health", "/metrics", "/v1/load"})
+_PROBES = frozenset({"/livez", "/readyz", "/health", "/metrics", "/v1/load", "/v1/models"})
 
 
 @dataclass(slots=True)

@@ -7,12 +7,13 @@ import contextlib
 import socket
 import ssl
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import httptools
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from server.errors import InvalidRequest
@@ -48,8 +49,8 @@ class BoundedProtocol(HttpToolsProtocol):
     _framing: bytes = b""
     """How the body ends that the parser passed over, for its head asks for another protocol."""
     _is_muted = False
-    _cycles: Sequence[RequestResponseCycle] = ()
-    """Requests without a whole response; uvicorn itself knows the last one of several that were pipelined."""
+    _running: RequestResponseCycle | None = None
+    """The request that is answered; uvicorn itself knows the last one of several that were pipelined."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client came: its first head is due."""
@@ -59,7 +60,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The client went."""
         self._stop_head_timer()
-        self._leave_requests()
+        self._leave_request()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -123,7 +124,6 @@ class BoundedProtocol(HttpToolsProtocol):
             self.send_400_response(HEAD_TOO_LARGE)
             raise httptools.HttpParserError(HEAD_TOO_LARGE)
         super().on_headers_complete()
-        self._cycles = [cycle for cycle in self._cycles if not cycle.response_complete] + [self.cycle]
         if self.parser.should_upgrade():
             self._framing = _framing_of(self.headers)
 
@@ -149,19 +149,22 @@ class BoundedProtocol(HttpToolsProtocol):
             "HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\nconnection: close\r\n"
             f"content-length: {len(body)}\r\nx-request-id: {uuid.uuid4().hex}\r\n\r\n"
         )
-        self._leave_requests()
+        self._leave_request()
         self.transport.write(head.encode("ascii") + body)
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self._stop_head_timer()
         self._head_timer = self.loop.call_later(REFUSAL_DRAIN_S, self.transport.close)
 
-    def _leave_requests(self) -> None:
-        """To the application, wherever it is in the middle of a request, the client is gone."""
-        for cycle in self._cycles:
-            if not cycle.response_complete:
-                cycle.disconnected = True
-                cycle.message_event.set()
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
+
+    def _leave_request(self) -> None:
+        """To the application, if it is in the middle of a request, the client is gone."""
+        if self._running is not None and not self._running.response_complete:
+            self._running.disconnected = True
+            self._running.message_event.set()
 
     def _start_head_timer(self) -> None:
         self._stop_head_timer()

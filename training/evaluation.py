@@ -108,7 +108,7 @@ def make_row(test: TestSet, index: int, folder: Path, synthesizer: Synthesizer) 
         if len(wave) <= MAX_SECONDS * SAMPLE_RATE and test.task in tasks_for(script):
             break
     example = make_example(test.task, script, random.Random(f"{test.name}/{index}/prompt"), test.phrasings)
-    wanted = script.emotion if test.task == "emotion" else example.answer.replace("\n", " ")
+    wanted = script.emotion if test.task == "emotion" else example.answer
     name = f"{test.name}-{index:03}"
     audio = f"{test.name}/{name}.flac"
     soundfile.write(folder / audio, np.clip(wave, -1, 1), SAMPLE_RATE)

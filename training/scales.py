@@ -88,7 +88,7 @@ def draw(measured: list[TaskScales], path: Path) -> None:
     figure, (above, below) = plt.subplots(2, 1, figsize=(9, 7), height_ratios=(3, 2))
     names = [row.task for row in measured]
     above.violinplot([row.scales.flatten().numpy() for row in measured], showmedians=True)
-    above.set_xticks(range(1, len(names) + 1), names)
+    above.set_xticks(range(1, len(names) + 1), names, fontsize="small")
     above.axhline(1, color="grey", linewidth=0.8)
     above.set(ylabel="LoRA scale", title="Scale by task, all channels and instructions")
     channels = torch.stack([row.scales.mean(dim=0) for row in measured])

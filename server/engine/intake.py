@@ -38,11 +38,12 @@ class Intake:
         prompt = self._tokens(request)
         room = self._max_context - len(prompt)
         if room < 1 or len(prompt.adapter_ids) > self._max_context:
-            read = "the prompt" if request.system is None else "the system text, the prompt"
+            parts = ["the system text"] * (request.system is not None) + ["the prompt"]
+            parts += ["the clip"] * (prompt.num_audio > 0)
             raise ContextLengthExceeded(
-                f"{read} and the clip take {len(prompt)} tokens ({prompt.num_audio} of them audio) "
+                f"{' and '.join(parts)} take {len(prompt)} tokens ({prompt.num_audio} of them audio) "
                 f"and leave no room for an answer: the model holds {self._max_context}",
-                param=_longest_part(prompt, request.system is not None),
+                param="audio" if 2 * prompt.num_audio >= len(prompt) else _longer_text(request),
             )
         samples = 0 if request.waveform is None else len(request.waveform)
         window = self._config.window_samples
@@ -87,8 +88,6 @@ class Intake:
             )
 
 
-def _longest_part(prompt: PromptTokens, has_system: bool) -> str:
-    """The field to shorten."""
-    if prompt.num_audio >= len(prompt) - prompt.num_audio:
-        return "audio"
-    return "system" if has_system and len(prompt.left_ids) > len(prompt.right_ids) else "prompt"
+def _longer_text(request: GenerateRequest) -> str:
+    """The field to shorten; characters say it as well as tokens."""
+    return "system" if len(request.system or "") > len(request.prompt) else "prompt"

@@ -293,7 +293,8 @@ async function endWithMicrophone(running, take) {
   await running.ended;
   if (recording !== running) return;
   await stopRecording(take);
-  sayOfClip("The microphone went away. This is what it heard.");
+  const isShown = clip?.name === running.name && !isReading && !message.textContent;
+  if (isShown) sayOfClip("The microphone went away. This is what it heard.");
 }
 
 /**

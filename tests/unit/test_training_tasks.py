@@ -192,6 +192,7 @@ def test_every_task_that_fits_gives_an_answer() -> None:
                 seen.add(task)
                 assert example.task == task
                 assert example.answer.strip() == example.answer != ""
+                assert "\n" not in example.answer, "a manifest has one line a row"
                 assert example.instruction or task == "sqqa"
                 assert not re.search(r"[{}]", example.instruction + example.answer), example
     assert seen == set(TASKS)
