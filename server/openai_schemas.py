@@ -127,7 +127,7 @@ class ChatCompletionBody(StrictModel):
     )
     model: str | None = Field(None, description="Name of the served model; may be left out.")
     stream: bool = Field(False, description="Answer as server-sent events.")
-    stream_options: StreamOptions | None = None
+    stream_options: StreamOptions | None = Field(None, description="With `stream` alone; else refused.")
     max_completion_tokens: Integer | None = Field(
         None, description="Longest answer in tokens (256 unless given)."
     )

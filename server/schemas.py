@@ -49,7 +49,7 @@ class ChatFields(StrictModel):
     system: str | None = Field(None, description="Replaces the template's system text.")
     model: str | None = Field(None, description="Name of the served model; may be left out.")
     stream: bool = Field(False, description="Answer as server-sent events.")
-    stream_options: StreamOptions | None = None
+    stream_options: StreamOptions | None = Field(None, description="With `stream` alone; else refused.")
     max_tokens: Integer | None = Field(None, description="Longest answer in tokens (256 unless given).")
     temperature: float = Field(0.0, description="0 (greedy) to 2.")
     top_p: float = Field(1.0, description="Above 0, at most 1 (off).")
