@@ -126,14 +126,14 @@ def form_fields(form: FormReader, parsers: dict[str, Callable[[str], Any]]) -> d
     return values | lists
 
 
-def form_file(form: FormReader, name: str = FILE_FIELD) -> bytes | None:
-    """The one file of this name; None if there is none. Raises InvalidRequest for any other file."""
+def form_file(form: FormReader) -> bytes | None:
+    """The one file, FILE_FIELD; None if there is none. Raises InvalidRequest for any other file."""
     found: bytes | None = None
     for sent, data in form.files:
-        if sent != name:
+        if sent != FILE_FIELD:
             raise InvalidRequest(f"There is no file field {sent}.", param=sent)
         if found is not None:
-            raise InvalidRequest(f"{name} was sent more than once.", param=name)
+            raise InvalidRequest(f"{FILE_FIELD} was sent more than once.", param=FILE_FIELD)
         found = data
     return found
 
