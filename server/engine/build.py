@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -16,16 +17,17 @@ from model.prompt import adapter_ids, build_prompt
 from model.speech_llm import SpeechLLM
 from model.tokenizer import Tokenizer
 from server.engine.core import EngineCore
+from server.engine.encoding import Encoding
 from server.engine.factory import Progress
 from server.engine.fingerprint import fingerprint
 from server.engine.intake import Intake
 from server.engine.memory import free_bytes
 from server.engine.pages import PagePool
 from server.engine.result_cache import ResultCache
-from server.engine.runner import Runner
+from server.engine.runner import Runner, Threads
 from server.engine.scheduler import Scheduler, SchedulerLimits
 from server.engine.sequence import Sequence
-from server.engine.warmup import warm_up
+from server.engine.warmup import Pace, warm_up
 from server.errors import EngineError
 from server.types import CPU_BATCH_SIZE, GPU_BATCH_SIZE, EngineConfig, ModelInfo
 
@@ -53,6 +55,29 @@ class Sizes:
     max_batch_size: int
     max_batch_tokens: int
     num_pages: int
+
+
+@dataclass(frozen=True, slots=True)
+class Budgets:
+    """How an engine shares its time, once the machine's pace is known; without bounds as long as it is not.
+
+    slice_s: seconds by which an encoder pass may make a step longer. encode_seconds, prefill_beside: see
+    SchedulerLimits. threads: None for torch's own.
+    """
+
+    slice_s: float = math.inf
+    encode_seconds: float = 30.0
+    prefill_beside: int | None = None
+    threads: Threads | None = None
+
+    @classmethod
+    def of(cls, pace: Pace, step_s: float, window_seconds: int) -> Budgets:
+        """What fits into a step that is to be longer by at most `step_s`."""
+        encode_seconds = pace.encode_budget(step_s, window_seconds)
+        return cls(step_s, encode_seconds, pace.prefill_budget(step_s), pace.threads)
+
+
+UNBOUNDED = Budgets()
 
 
 def build_core(config: EngineConfig, progress: Progress | None = None) -> EngineCore:
@@ -91,32 +116,38 @@ def warm_core(config: EngineConfig, model: SpeechLLM, tokenizer: Tokenizer) -> E
     sizes = Sizes(2, 512, min(pages, config.num_pages or pages))
     pace = warm_up(assemble(config, model, tokenizer, sizes), config.merge_prompt)
     sizes = measure(config, model)
-    core = assemble(config, model, tokenizer, sizes)
+    step_ms = config.encoder_step_ms or (10.0 if device.type == "cuda" else 100.0)
+    budgets = Budgets.of(pace, step_ms / 1e3, model.config.window_seconds)
+    core = assemble(config, model, tokenizer, sizes, budgets)
     if device.type == "cuda" and core.runner.fused is None:
         logger.warning("no fused kernels here, so decoding is slow")
     core.runner.prepare_decodes(sizes.max_batch_size)
-    core.runner.threads = pace.threads
-    step_ms = config.encoder_step_ms or (10.0 if device.type == "cuda" else 100.0)
-    core.encoding.slice_s = step_ms / 1e3
-    core.scheduler.limits.prefill_beside = pace.prefill_budget(step_ms / 1e3)
-    core.scheduler.limits.encode_seconds = pace.encode_budget(step_ms / 1e3, model.config.window_seconds)
     return core
 
 
-def assemble(config: EngineConfig, model: SpeechLLM, tokenizer: Tokenizer, sizes: Sizes) -> EngineCore:
-    """An engine of these sizes around a loaded model."""
+def assemble(
+    config: EngineConfig,
+    model: SpeechLLM,
+    tokenizer: Tokenizer,
+    sizes: Sizes,
+    budgets: Budgets = UNBOUNDED,
+    make_runner: Callable[..., Runner] = Runner,
+) -> EngineCore:
+    """An engine of these sizes around a loaded model. make_runner: called like the class."""
     llama = model.config.llama
     token_bytes = llama.hidden_size * model.dtype.itemsize
     max_context = min(llama.max_position_embeddings, sizes.num_pages * config.page_size)
     scheduler = Scheduler(
-        SchedulerLimits(sizes.max_batch_size, sizes.max_batch_tokens),
+        SchedulerLimits(
+            sizes.max_batch_size, sizes.max_batch_tokens, budgets.encode_seconds, budgets.prefill_beside
+        ),
         PagePool(sizes.num_pages, config.page_size, reuse=config.prefix_cache),
         clips=ResultCache[Sequence](int(config.encoder_cache_mb * 2**20)),
         scales=ResultCache[Sequence](MAX_SCALES),
         clip_token_cost=token_bytes,
     )
     fused = FusedLlama(model.llama) if FusedLlama.supports(model.llama) else None
-    runner = Runner(model, sizes.num_pages, config.page_size, fused)
+    runner = make_runner(model, sizes.num_pages, config.page_size, fused, budgets.threads)
     intake = Intake(model.config, tokenizer, max_context, config.merge_prompt)
     info = ModelInfo(
         name=config.served_name or model.config.name,
@@ -130,7 +161,7 @@ def assemble(config: EngineConfig, model: SpeechLLM, tokenizer: Tokenizer, sizes
         merged_prompt=config.merge_prompt,
         fingerprint=fingerprint(config.model_dir),
     )
-    return EngineCore(info, intake, scheduler, runner, tokenizer)
+    return EngineCore(info, intake, scheduler, Encoding(runner, budgets.slice_s), runner, tokenizer)
 
 
 def pick_device(name: str) -> torch.device:

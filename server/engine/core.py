@@ -48,12 +48,18 @@ class EngineCore:
     """Scheduler, runner and detokenizers behind one inbox. Built by `server.engine.build.build_core`."""
 
     def __init__(
-        self, info: ModelInfo, intake: Intake, scheduler: Scheduler, runner: Runner, tokenizer: Tokenizer
+        self,
+        info: ModelInfo,
+        intake: Intake,
+        scheduler: Scheduler,
+        encoding: Encoding,
+        runner: Runner,
+        tokenizer: Tokenizer,
     ) -> None:
         self.info = info
         self.scheduler = scheduler
+        self.encoding = encoding
         self.runner = runner
-        self.encoding = Encoding(runner)
         self._intake = intake
         self._tokenizer = tokenizer
         self._inbox: deque[tuple[Sequence, Waveform | None] | str] = deque()

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from model.pieces import Pieces
-from server.engine.runner import Pace, Runner
+from server.engine.runner import PieceClock, Runner
 
 Waveform = npt.NDArray[np.float32]
 Clips = dict[bytes, Waveform]
@@ -24,14 +24,14 @@ step, which takes longer after a slice.
 
 @dataclass(frozen=True, slots=True)
 class EncoderPass:
-    """clips: [T] float32 at 16 kHz by key. pieces: what is left to compute. begun: monotonic time. pace: of
+    """clips: [T] float32 at 16 kHz by key. pieces: what is left to compute. begun: monotonic time. clock: of
     the pieces.
     """
 
     clips: Clips
     pieces: Pieces[dict[bytes, Tensor]]
     begun: float
-    pace: Pace = field(default_factory=Pace)
+    clock: PieceClock = field(default_factory=PieceClock)
 
 
 class Encoding:
@@ -75,7 +75,7 @@ class Encoding:
         if self._pass is None:
             return {}
         budget_s = share * PLANNED * self.slice_s
-        return self._runner.advance(self._pass.pieces, budget_s, self._pass.pace) or {}
+        return self._runner.advance(self._pass.pieces, budget_s, self._pass.clock) or {}
 
     def end(self) -> None:
         """The pass has given its embeddings."""

@@ -39,7 +39,7 @@ class Threads:
 
 
 @dataclass(slots=True)
-class Pace:
+class PieceClock:
     """How long a piece of one encoder pass may last: as long as the longest before, by and by forgotten."""
 
     longest_s: float = 0.0
@@ -63,18 +63,23 @@ class Runner:
     Tensors live under keys: clips (audio embeddings [n, D]) under the waveform's hash, scales [D] under the
     instruction's hash. Every method belongs to the engine's thread.
 
-    fused: the decoder's kernels; None for plain torch, where there are none.
+    fused: the decoder's kernels; None for plain torch, where there are none. threads: None for torch's own.
     """
 
     def __init__(
-        self, model: SpeechLLM, num_pages: int, page_size: int, fused: FusedLlama | None = None
+        self,
+        model: SpeechLLM,
+        num_pages: int,
+        page_size: int,
+        fused: FusedLlama | None = None,
+        threads: Threads | None = None,
     ) -> None:
         self.model = model
         self.fused = fused
         self.graphs: DecodeGraphs | None = None
         # The page after the last is nobody's: rows that pad a captured step write there.
         self.cache = model.new_cache(num_pages + (fused is not None and fused.is_for_graphs), page_size)
-        self.threads = Threads(torch.get_num_threads(), torch.get_num_threads())
+        self.threads = threads or Threads(torch.get_num_threads(), torch.get_num_threads())
         self._encoder_runs: list[EncoderRun] = []
         self._clips: dict[bytes, Tensor] = {}
         self._scales: dict[bytes, Tensor] = {}
@@ -107,22 +112,22 @@ class Runner:
 
     @torch.inference_mode()
     def advance(
-        self, encoding: Pieces[dict[bytes, Tensor]], budget_s: float, pace: Pace
+        self, encoding: Pieces[dict[bytes, Tensor]], budget_s: float, clock: PieceClock
     ) -> dict[bytes, Tensor] | None:
         """Go on with a pass until its next piece would end past the budget. Returns its result at the end.
 
-        At least one piece is computed. pace: of this pass.
+        At least one piece is computed. clock: of this pass.
         """
         _use_threads(self.threads.encode)
         begin = now = time.perf_counter()
-        while now == begin or now - begin + pace.longest_s <= budget_s:
+        while now == begin or now - begin + clock.longest_s <= budget_s:
             try:
                 next(encoding)
             except StopIteration as end:
                 embeddings: dict[bytes, Tensor] = end.value
                 return embeddings
             before, now = now, time.perf_counter()
-            pace.note(now - before)
+            clock.note(now - before)
         return None
 
     def keep_clip(self, key: bytes, embeddings: Tensor) -> None:

@@ -58,7 +58,7 @@ class SchedulerLimits:
 
     encode_seconds: audio seconds of one encoder micro-batch (a longer clip goes alone). prefill_beside:
     tokens prefilled in a step in which answers go on, half of it where clips are encoded too; None for all
-    that fit. Both are set once measured.
+    that fit.
     """
 
     max_batch_size: int

@@ -49,7 +49,7 @@ FLAGS = {
 @pytest.fixture(scope="module")
 def busy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     """A place for one, a queue for four, little room."""
-    model = make_endless(tmp_path_factory.mktemp("endless") / "model", layers=8)
+    model = make_endless(tmp_path_factory.mktemp("endless") / "model", layers=24)
     with ServerProcess(model, *(text for pair in FLAGS.items() for text in pair)) as running:
         yield running
 

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,12 +19,9 @@ from torch import Tensor
 
 from model.checkpoint import load_model
 from model.config import SAMPLE_RATE, SpeechLLMConfig, WhisperEncoderConfig
-from model.fused_llama import FusedLlama
-from model.speech_llm import SpeechLLM
 from model.tiny import make_tiny
-from server.engine.build import Sizes, assemble
+from server.engine.build import Budgets, Sizes, assemble
 from server.engine.core import EngineCore
-from server.engine.encoding import Encoding
 from server.engine.runner import Results, Runner
 from server.engine.sequence import Sequence
 from server.types import Accepted, Delta, EngineConfig, Failed, Finished, GenerateRequest, SamplingParams
@@ -93,16 +91,17 @@ mixes = st.builds(
 
 
 class RecordingRunner(Runner):
-    """Keeps the logits that every answered step chose from."""
+    """Keeps the logits that every answered step chose from: the same product of the same rows."""
 
-    def __init__(self, model: SpeechLLM, num_pages: int, page_size: int) -> None:
-        super().__init__(model, num_pages, page_size, FusedLlama(model.llama))
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
         self.logits: dict[str, list[Tensor]] = {}
 
     def _sample(self, hidden: Tensor, ends: dict[Sequence, int]) -> Results:
-        for sequence, row in ends.items():
-            steps = self.logits.setdefault(sequence.request_id, [])
-            steps.append(self.model.logits(hidden[row : row + 1])[0].clone())
+        if ends and self.fused is not None:
+            rows = self.fused.logits(hidden[self._index(list(ends.values()))])
+            for sequence, logits in zip(ends, rows, strict=True):
+                self.logits.setdefault(sequence.request_id, []).append(logits.clone())
         return super()._sample(hidden, ends)
 
 
@@ -163,11 +162,10 @@ def build(world: World, mix: Mix) -> EngineCore:
         longest = max(longest, accepted.prompt_tokens + ask.sampling.max_tokens)
     num_pages = -(-longest // mix.page_size) + mix.spare_pages
     batch_tokens = max(mix.batch_tokens, mix.max_batch_size + 1)
-    core = assemble(config, model, tokenizer, Sizes(mix.max_batch_size, batch_tokens, num_pages))
-    core.runner = RecordingRunner(model, num_pages, mix.page_size)
-    core.encoding = Encoding(core.runner, mix.slice_s)
-    core.scheduler.limits.encode_seconds = mix.encode_seconds
-    return core
+    sizes = Sizes(mix.max_batch_size, batch_tokens, num_pages)
+    return assemble(
+        config, model, tokenizer, sizes, Budgets(mix.slice_s, mix.encode_seconds), RecordingRunner
+    )
 
 
 def run(world: World, mix: Mix, core: EngineCore) -> dict[str, list[int]]:

@@ -18,7 +18,6 @@ from model.tiny import make_tiny
 from model.tokenizer import Tokenizer
 from server.engine.build import Sizes, assemble
 from server.engine.decode_graph import DecodeGraphs, DecodeRow
-from server.engine.encoding import Encoding
 from server.engine.runner import Runner
 from server.types import Delta, EngineConfig, Failed, GenerateRequest, SamplingParams
 from tests.model.random_weights import small_config
@@ -66,9 +65,10 @@ def requests() -> list[GenerateRequest]:
 
 def answers(loaded: Loaded, *, fused: bool) -> dict[str, list[int]]:
     """One request joins every two steps; books are checked after each."""
-    core = assemble(EngineConfig(Path()), *loaded, Sizes(ROWS, 64, PAGES))
-    core.runner = Runner(loaded[0], PAGES, 16, triton(loaded) if fused else None)
-    core.encoding = Encoding(core.runner)
+    def make(model: SpeechLLM, num_pages: int, page_size: int, *_: object) -> Runner:
+        return Runner(model, num_pages, page_size, triton(loaded) if fused else None)
+
+    core = assemble(EngineConfig(Path()), *loaded, Sizes(ROWS, 64, PAGES), make_runner=make)
     core.runner.prepare_decodes(ROWS)
     ids: dict[str, list[int]] = {}
     waiting = requests()

@@ -13,10 +13,10 @@ from model import pieces
 from model.pieces import finish
 from model.speech_llm import SpeechLLM
 from model.tokenizer import Tokenizer
-from server.engine.build import Sizes, assemble
+from server.engine.build import Budgets, Sizes, assemble
 from server.engine.core import EngineCore
 from server.engine.encoding import Encoding
-from server.engine.runner import Pace, Runner
+from server.engine.runner import PieceClock, Runner
 from server.types import (
     Delta,
     EngineConfig,
@@ -61,11 +61,8 @@ def core(exact: SpeechLLM, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 
 
 def sliced(model: SpeechLLM, tokenizer: Tokenizer, runner: type[Runner]) -> EngineCore:
-    core = assemble(EngineConfig(Path(), page_size=4), model, tokenizer, SIZES)
-    core.runner = runner(model, SIZES.num_pages, 4)
-    core.encoding = Encoding(core.runner, slice_s=0.0)
-    core.scheduler.limits.encode_seconds = 60.0
-    return core
+    budgets = Budgets(slice_s=0.0, encode_seconds=60.0)
+    return assemble(EngineConfig(Path(), page_size=4), model, tokenizer, SIZES, budgets, runner)
 
 
 def step(core: EngineCore) -> tuple[Event, ...]:
@@ -169,7 +166,7 @@ class Timed:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *seconds: float) -> None:
         self.now = 0.0
         self.pieces = self._pieces(seconds)
-        self.pace = Pace()
+        self.clock = PieceClock()
         monkeypatch.setattr("server.engine.runner.time.perf_counter", lambda: self.now)
 
     def _pieces(self, durations):
@@ -182,11 +179,11 @@ class Timed:
 def test_a_slice_ends_before_its_budget(core: EngineCore, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pieces of 10 ms: three fit 35 ms."""
     work = Timed(monkeypatch, *[0.010] * 5)
-    assert core.runner.advance(work.pieces, 0.035, work.pace) is None
+    assert core.runner.advance(work.pieces, 0.035, work.clock) is None
     assert work.now == pytest.approx(0.030)
-    assert core.runner.advance(work.pieces, 0.0, work.pace) is None
+    assert core.runner.advance(work.pieces, 0.0, work.clock) is None
     assert work.now == pytest.approx(0.040), "at least one"
-    assert core.runner.advance(work.pieces, 1.0, work.pace) == {}
+    assert core.runner.advance(work.pieces, 1.0, work.clock) == {}
 
 
 def test_a_third_of_a_slice_is_left_for_hiccups(core: EngineCore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,7 +201,7 @@ def test_a_slice_expects_pieces_as_long_as_those_of_the_slice_before(
 ) -> None:
     """After a piece of 30 ms and two of 10 ms, one that may take 24 ms does not fit 40 ms any more."""
     work = Timed(monkeypatch, 0.030, 0.010, 0.010, 0.030, 0.010)
-    assert core.runner.advance(work.pieces, 0.030, work.pace) is None
+    assert core.runner.advance(work.pieces, 0.030, work.clock) is None
     assert work.now == pytest.approx(0.030)
-    assert core.runner.advance(work.pieces, 0.040, work.pace) is None
+    assert core.runner.advance(work.pieces, 0.040, work.clock) is None
     assert work.now == pytest.approx(0.050)

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
+from model.fused_llama import FusedLlama
 from model.speech_llm import SpeechLLM
 from model.tokenizer import Tokenizer
-from server.engine.build import Sizes, assemble
+from server.engine.build import Budgets, Sizes, assemble
 from server.engine.core import EngineCore
-from server.engine.encoding import Encoding
 from server.engine.runner import Results, Runner
 from server.engine.sequence import AdapterPass
 from server.types import Delta, EngineConfig, Event, Failed, Finished, GenerateRequest, SamplingParams
@@ -57,15 +57,17 @@ def request(name: str, wave: np.ndarray, prompt: str = "What was said?") -> Gene
 Build = Callable[[type[Runner]], EngineCore]
 
 
-@pytest.fixture
-def build(exact: SpeechLLM, tokenizer: Tokenizer) -> Build:
-    """An engine of its own around this kind of runner."""
+@pytest.fixture(params=["fused", "plain"])
+def build(request: pytest.FixtureRequest, exact: SpeechLLM, tokenizer: Tokenizer) -> Build:
+    """An engine of its own around this kind of runner, with the kernels that serve on a CPU and without."""
 
     def build_core(runner: type[Runner]) -> EngineCore:
-        core = assemble(EngineConfig(Path(), page_size=4), exact, tokenizer, SIZES)
-        core.runner = runner(exact, SIZES.num_pages, 4)
-        core.encoding = Encoding(core.runner)
-        core.scheduler.limits.encode_seconds = 60.0
+        def make(model: SpeechLLM, num_pages: int, page_size: int, fused: FusedLlama, *_: object) -> Runner:
+            return runner(model, num_pages, page_size, fused if request.param == "fused" else None)
+
+        config = EngineConfig(Path(), page_size=4)
+        core = assemble(config, exact, tokenizer, SIZES, Budgets(encode_seconds=60.0), make)
+        assert (core.runner.fused is not None) == (request.param == "fused")
         return core
 
     return build_core
