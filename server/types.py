@@ -121,13 +121,11 @@ class Usage:
 class EngineTimings:
     """Milliseconds spent inside the engine; encode_ms is 0 on an embedding-cache hit.
 
-    queue_ms: from submission until the first computation for this request.
-    ttft_ms, total_ms: from submission until the first token, and until the end.
+    queue_ms: from submission until the first computation for this request. total_ms: until the end.
     """
 
     queue_ms: float
     encode_ms: float
-    ttft_ms: float
     total_ms: float
 
 

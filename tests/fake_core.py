@@ -129,7 +129,7 @@ class FakeCore:
             return [Delta(request_id, live.text.popleft(), (live.done,))]
         del self._live[request_id]
         usage = Usage(len(live.commands), live.done, 0, 0)
-        return [Finished(request_id, "stop", usage, EngineTimings(0.0, 0.0, 0.0, 0.0))]
+        return [Finished(request_id, "stop", usage, EngineTimings(0.0, 0.0, 0.0))]
 
 
 def _words(request: GenerateRequest, commands: dict[str, str]) -> deque[str]:

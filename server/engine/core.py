@@ -77,13 +77,19 @@ class EngineCore:
         try:
             with self._arrived:
                 sequence = self._intake.sequence(request)
-                position = self.scheduler.num_waiting + len(self._inbox)
+                position = self.scheduler.num_waiting + self._num_arriving()
                 self._inbox.append((sequence, request.waveform))
                 self._arrived.notify()
         except ServerError as error:
             return (Failed(request.request_id, error),)
         prompt = sequence.prompt
         return (Accepted(request.request_id, position, len(prompt), prompt.num_audio),)
+
+    def _num_arriving(self) -> int:
+        """Requests in the inbox that nobody has given up."""
+        notes = self._inbox.copy()  # in one go, for the thread that steps empties it meanwhile
+        given_up = {note for note in notes if isinstance(note, str)}
+        return sum(not isinstance(note, str) and note[0].request_id not in given_up for note in notes)
 
     def abort(self, request_id: str) -> None:
         """End a request early, at the start of the next step; unknown ids are ignored."""
@@ -306,7 +312,6 @@ class EngineCore:
         timings = EngineTimings(
             queue_ms=1e3 * (timeline.started - since),
             encode_ms=1e3 * timeline.encode_s,
-            ttft_ms=1e3 * (timeline.first_token - since),
             total_ms=1e3 * (now - since),
         )
         self._events.append(Finished(sequence.request_id, reason, usage, timings))

@@ -108,11 +108,6 @@ class Sequence:
         return len(self.prompt) + len(self.generated)
 
     @property
-    def num_uncomputed(self) -> int:
-        """Tokens still without keys and values; 1 while decoding."""
-        return len(self) - self.num_computed
-
-    @property
     def started(self) -> bool:
         """Whether anything has been computed for it."""
         return self.timeline.started > 0.0
@@ -158,8 +153,3 @@ class AdapterPass:
 
     def __len__(self) -> int:
         return len(self.ids)
-
-    @property
-    def num_uncomputed(self) -> int:
-        """Tokens not yet read."""
-        return len(self.ids) - self.num_computed

@@ -81,7 +81,7 @@ class Scripted:
         if self.steps % 3 == 0:
             events += (Delta("a", "", (1,)),)
         if self.steps % 5 == 0:
-            events += (Finished("other", "length", Usage(1, 1, 1, 0), EngineTimings(0, 0, 0, 0)),)
+            events += (Finished("other", "length", Usage(1, 1, 1, 0), EngineTimings(0, 0, 0)),)
         return Step(0.01, StepOutput(events))  # type: ignore[arg-type]
 
 

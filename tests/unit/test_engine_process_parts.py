@@ -34,7 +34,7 @@ from server.types import (
 )
 
 ACCEPTED = Accepted("a", 0, 1, 0)
-FINISHED = Finished("a", "stop", Usage(1, 2, 0, 0), EngineTimings(0, 0, 0, 0))
+FINISHED = Finished("a", "stop", Usage(1, 2, 0, 0), EngineTimings(0, 0, 0))
 FAILED = Failed("a", EngineError("gone"))
 
 

@@ -7,7 +7,7 @@ import dataclasses
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.engine.sequence import AdapterPass, PromptTokens, Sequence
+from server.engine.sequence import PromptTokens, Sequence
 from tests.unit.scheduler_sim import make_sequence
 
 CLIP, OTHER_CLIP = b"\1" * 32, b"\2" * 32
@@ -31,14 +31,6 @@ def test_positions_run_over_text_audio_text_and_answer() -> None:
     assert len(sequence) == 11
     text = [0, 1, 2, 7, 8, 9, 10]
     assert [sequence.token_at(position) for position in text] == [1, 8, 9, 1, 7, 30, 31]
-
-
-def test_uncomputed_tokens_are_those_without_keys_and_values() -> None:
-    sequence = sequence_of(PROMPT, (30,))
-    sequence.num_computed = 9
-    assert sequence.num_uncomputed == 1
-    adapter_pass = AdapterPass(b"k", 0, (1, 2, 3), num_computed=1)
-    assert (len(adapter_pass), adapter_pass.num_uncomputed) == (3, 2)
 
 
 def test_the_instruction_key_is_that_of_its_ids_and_empty_without_lora() -> None:
