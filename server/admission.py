@@ -15,6 +15,8 @@ from server.errors import AuthenticationError, Overloaded, RateLimited
 
 MIN_RETRY_S = 1.0
 MAX_RETRY_S = 60.0
+STALE_S = 60.0
+"""So long after the last queue its pace is no measure of the next one's."""
 
 Clock = Callable[[], float]
 
@@ -30,28 +32,33 @@ class LedgerLimits:
 
 @dataclass(slots=True, eq=False)
 class Slot:
-    """What one request holds. waiting: the engine has not begun with it."""
+    """What one request holds. waiting: the engine has not begun with it. queued: but has been given it."""
 
     num_bytes: int
     audio_s: float = 0.0
     waiting: bool = True
+    queued: bool = False
 
 
 class DrainRate:
-    """How fast requests complete, as a moving average of the time between completions while others wait."""
+    """How fast requests complete, as a moving average of the time between completions while others queue."""
 
     def __init__(self, weight: float = 0.1) -> None:
         self._weight = weight
         self._mean_s: float | None = None
         self._since: float | None = None
+        self._rested = -math.inf
 
     def begin(self, now: float) -> None:
-        """From now on requests wait: the time before is nobody's interval."""
+        """From now on requests queue: the time before is nobody's interval."""
         self._since = now
+        if now - self._rested > STALE_S:
+            self._mean_s = None
 
-    def rest(self) -> None:
-        """Nothing waits any more: how long what runs takes is not how fast a queue would drain."""
+    def rest(self, now: float) -> None:
+        """The queue is empty: how long what runs takes is not how fast a queue would drain."""
         self._since = None
+        self._rested = now
 
     def record(self, now: float) -> None:
         """One request completed."""
@@ -74,6 +81,7 @@ class Ledger:
     limits: LedgerLimits
     clock: Clock = time.monotonic
     num_waiting: int = 0
+    num_queued: int = 0
     waiting_audio_s: float = 0.0
     num_bytes: int = 0
     _slots: set[Slot] = field(default_factory=set)
@@ -89,8 +97,6 @@ class Ledger:
         if self.num_waiting >= self.limits.max_queued_requests:
             raise self.overloaded("the queue is full")
         self._check_bytes(num_bytes)
-        if not self.num_waiting:
-            self._drain.begin(self.clock())
         slot = Slot(num_bytes)
         self._slots.add(slot)
         self.num_waiting += 1
@@ -119,16 +125,29 @@ class Ledger:
         slot.audio_s += seconds
         self.waiting_audio_s += seconds
 
+    def enter_queue(self, slot: Slot) -> None:
+        """The engine is given it; until now it waited for its own client and held nobody up. Idempotent."""
+        if slot not in self._slots or not slot.waiting or slot.queued:
+            return
+        if not self.num_queued:
+            self._drain.begin(self.clock())
+        slot.queued = True
+        self.num_queued += 1
+
     def leave_queue(self, slot: Slot) -> None:
         """The engine began with it: it waits no more. Idempotent."""
         if slot not in self._slots or not slot.waiting:
             return
+        if slot.queued:
+            slot.queued = False
+            self.num_queued -= 1
+            if not self.num_queued:
+                self._drain.rest(self.clock())
         slot.waiting = False
         self.num_waiting -= 1
         self.waiting_audio_s -= slot.audio_s
         if not self.num_waiting:
             self.waiting_audio_s = 0.0  # floating-point sums drift; an empty queue is exactly empty
-            self._drain.rest()
 
     def release(self, slot: Slot, *, completed: bool) -> None:
         """Give everything back. Idempotent. completed: it ran to its end, so it tells the drain rate."""
@@ -142,17 +161,8 @@ class Ledger:
 
     @property
     def expected_wait_s(self) -> float:
-        """Seconds until all that waits has been served at the measured rate; 0 before any measurement."""
-        return self._drain.wait_s(self.num_waiting)
-
-    @property
-    def wait_ahead_s(self) -> float:
-        """`expected_wait_s` for one that holds a slot and waits: it does not wait for itself.
-
-        Else one slow answer would have an idle server refuse every deadline shorter than that, and nothing
-        would ever be measured again.
-        """
-        return self._drain.wait_s(max(self.num_waiting - 1, 0))
+        """Seconds until all that is queued has been served at the measured rate; 0 before any measurement."""
+        return self._drain.wait_s(self.num_queued)
 
     @property
     def retry_after_s(self) -> float:
@@ -168,6 +178,9 @@ class Ledger:
         waiting = [slot for slot in self._slots if slot.waiting]
         held = sum(slot.num_bytes for slot in self._slots)
         audio_s = sum(slot.audio_s for slot in waiting)
+        queued = [slot for slot in self._slots if slot.queued]
+        if self.num_queued != len(queued) or not set(queued) <= set(waiting):
+            raise AssertionError(f"{self.num_queued} requests counted, {len(queued)} are queued")
         if self.num_waiting != len(waiting):
             raise AssertionError(f"{self.num_waiting} requests counted, {len(waiting)} wait")
         if self.num_bytes != held:

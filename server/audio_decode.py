@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +18,7 @@ from typing import TypeVar
 
 from server.audio_limits import AudioLimits
 from server.audio_process import DecoderProcess
-from server.errors import EngineError, InvalidAudio, NotReady, ServerError
+from server.errors import DeadlineExceeded, EngineError, InvalidAudio, NotReady, ServerError
 from server.types import DecodedAudio
 
 __all__ = ["AudioDecoder", "AudioLimits", "decode_audio"]
@@ -49,15 +50,16 @@ class _Slot:
 
 
 class AudioDecoder:
-    """`num_workers` decoding processes. Callers beyond that wait in order of arrival, without a bound:
-    admission bounds them.
+    """`num_workers` decoding processes. Callers beyond that wait in order of arrival, at most `max_wait_s`
+    seconds; admission bounds how many they are.
 
     One thread per process waits on its socket; killing the process is what wakes it, so that cancellation and
     the time limit need no second mechanism.
     """
 
-    def __init__(self, limits: AudioLimits, num_workers: int = 2) -> None:
+    def __init__(self, limits: AudioLimits, num_workers: int = 2, max_wait_s: float = math.inf) -> None:
         self.limits = limits
+        self._max_wait_s = max_wait_s
         self._slots = [_Slot() for _ in range(num_workers)]
         self._idle: deque[_Slot] = deque()
         self._num_idle = asyncio.Semaphore(0)
@@ -85,9 +87,14 @@ class AudioDecoder:
         """Decode one clip as soon as a process is free. Cancelling this kills the decode.
 
         Raises InvalidAudio or UnsupportedAudio for the clip's own faults, taking too long among them,
-        EngineError if the process was killed from outside, NotReady before `start` and after `stop`.
+        DeadlineExceeded if no process gets free in time, EngineError if the process was killed from outside,
+        NotReady before `start` and after `stop`.
         """
-        slot = await self._take()
+        try:
+            async with asyncio.timeout(self._max_wait_s):
+                slot = await self._take()
+        except TimeoutError as error:
+            raise DeadlineExceeded(f"No audio decoder was free for {self._max_wait_s:g} s.") from error
         try:
             return await self._decode_in(slot, data)
         finally:

@@ -17,7 +17,7 @@ from typing import Self
 from server.errors import EngineError, RequestCancelled, ServerError
 from server.metrics import Metrics, Outcome
 from server.reservation import Reservation
-from server.types import Accepted, AudioInfo, Delta, Engine, Event, Failed, Finished, StageChanged
+from server.types import Accepted, AudioInfo, Delta, Engine, Event, Failed, Finished, Stage, StageChanged
 
 logger = logging.getLogger(__name__)
 
@@ -182,6 +182,8 @@ class ChatStream:
                 raise EngineError("The engine answered before it accepted the request.")
             case StageChanged(stage=stage):
                 self._reservation.enter(stage)
+                if stage is Stage.PREFILLING and self._accepted is not None:
+                    self._metrics.prefilling(self._accepted.prompt_tokens)
             case Delta():
                 self._take_delta(event)
             case Finished():
@@ -193,7 +195,6 @@ class ChatStream:
         """The engine holds the waveform now; it is its to bound."""
         self._accepted = accepted
         self._reservation.resize_bytes(0)
-        self._metrics.prefilling(accepted.prompt_tokens)
         self._is_answered.set()
 
     def _take_delta(self, delta: Delta) -> None:

@@ -157,7 +157,7 @@ class SpeechChat:
 
     def _check_wait(self, call: Call) -> None:
         """Refuse at once what would outlast the client's deadline, before anything is read."""
-        if call.timeout_s is not None and self._service.ledger.wait_ahead_s > call.timeout_s:
+        if call.timeout_s is not None and self._service.ledger.expected_wait_s > call.timeout_s:
             raise DeadlineExceeded("The queue is longer than the call's deadline.")
 
     async def _receive_message(self, call: Call, reservation: Reservation) -> ChatCommand:

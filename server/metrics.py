@@ -189,7 +189,7 @@ class Metrics:
         self._audio_duration.observe(audio_s)
 
     def prefilling(self, num_tokens: int) -> None:
-        """The engine took a prompt of this many tokens."""
+        """The engine begins to read a prompt of this many tokens."""
         self._prompt_tokens.inc(num_tokens)
 
     def first_token(self, seconds: float) -> None:

@@ -60,6 +60,11 @@ class Reservation:
         """Count the decoded clip. Raises Overloaded when too many seconds wait."""
         self._ledger.reserve_audio(self._slot, seconds)
 
+    def enter_queue(self) -> None:
+        """The engine is given the request."""
+        self.stage = Stage.QUEUED
+        self._ledger.enter_queue(self._slot)
+
     def enter(self, stage: Stage) -> None:
         """The engine moved the request into this stage; it waits no more."""
         self.stage = stage

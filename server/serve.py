@@ -77,7 +77,7 @@ def build_service(
 
     def make_decoder(max_audio_s: float) -> CachedDecoder:
         limits = AudioLimits(max_seconds=max_audio_s, min_seconds=settings.min_audio_seconds)
-        return CachedDecoder(AudioDecoder(limits, settings.audio_workers))
+        return CachedDecoder(AudioDecoder(limits, settings.audio_workers, settings.queue_timeout))
 
     log = (settings.log_format, settings.log_level)
     engine = EngineProcess(

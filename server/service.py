@@ -262,9 +262,9 @@ class SpeechService:
         self, reservation: Reservation, command: ChatCommand, audio: DecodedAudio | None, decode_s: float
     ) -> ChatStream:
         """Hand the request to the engine; the stream keeps the deadline from here on."""
-        reservation.stage = Stage.QUEUED
         if command.timeout_s is not None:
             self._check_wait(reservation)
+        reservation.enter_queue()
         request = self._engine_request(reservation, command, audio)
         call = EngineCall(self._engine, request.request_id, self._engine.generate(request))
         stream = ChatStream(call, reservation, self.metrics, audio.info if audio else None, decode_s)
@@ -305,7 +305,7 @@ class SpeechService:
 
     def _check_wait(self, reservation: Reservation) -> None:
         """Refuse at once what would outlast the client's own deadline."""
-        if time.monotonic() + self.ledger.wait_ahead_s > reservation.deadline:
+        if time.monotonic() + self.ledger.expected_wait_s > reservation.deadline:
             raise DeadlineExceeded("The queue is longer than the request's deadline.")
 
     def _engine_request(

@@ -18,7 +18,9 @@ class Decoder(Protocol):
         """Start the worker processes."""
 
     async def decode(self, data: bytes) -> DecodedAudio:
-        """Decode one clip. Raises InvalidAudio, UnsupportedAudio or DeadlineExceeded."""
+        """Decode one clip. Raises InvalidAudio or UnsupportedAudio for the clip's faults, DeadlineExceeded
+        after a wait that is too long, EngineError if a worker dies, NotReady while there is none.
+        """
 
     async def stop(self) -> None:
         """End the workers. Idempotent."""

@@ -35,6 +35,12 @@ class ResultCache(Generic[Waiter]):
         self._entries: OrderedDict[bytes, _Entry[Waiter]] = OrderedDict()
         self._idle: OrderedDict[bytes, None] = OrderedDict()
         self._pending: OrderedDict[bytes, None] = OrderedDict()
+        self._idle_cost = 0
+
+    @property
+    def cost_in_use(self) -> int:
+        """Of the finished results that live requests refer to; none of it can be evicted."""
+        return self.cost - self._idle_cost
 
     @property
     def pending(self) -> tuple[bytes, ...]:
@@ -67,7 +73,9 @@ class ResultCache(Generic[Waiter]):
             self._pending[key] = None
             self.misses += 1
         else:
-            self._idle.pop(key, None)
+            if key in self._idle:
+                del self._idle[key]
+                self._idle_cost -= entry.cost
             self.hits += 1
         entry.waiters[id(waiter)] = waiter
         return entry.ready
@@ -80,6 +88,7 @@ class ResultCache(Generic[Waiter]):
             return
         if entry.ready:
             self._idle[key] = None
+            self._idle_cost += entry.cost
         else:
             del self._entries[key], self._pending[key]
 
@@ -96,7 +105,9 @@ class ResultCache(Generic[Waiter]):
         evicted = []
         while self.cost > self.max_cost and self._idle:
             key, _ = self._idle.popitem(last=False)
-            self.cost -= self._entries.pop(key).cost
+            cost = self._entries.pop(key).cost
+            self.cost -= cost
+            self._idle_cost -= cost
             self.evictions += 1
             evicted.append(key)
         return evicted
@@ -106,5 +117,7 @@ class ResultCache(Generic[Waiter]):
         entries = self._entries.items()
         assert sum(len(entry.waiters) for _, entry in entries) == live, "references differ"
         assert self.cost == sum(entry.cost for _, entry in entries if entry.ready), "cost differs"
+        idle_cost = sum(entry.cost for _, entry in entries if entry.ready and not entry.waiters)
+        assert self._idle_cost == idle_cost, "cost of what is idle differs"
         assert set(self._pending) == {key for key, entry in entries if not entry.ready}, "pending differs"
         assert set(self._idle) == {key for key, e in entries if e.ready and not e.waiters}, "idle differs"

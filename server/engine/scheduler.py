@@ -140,11 +140,12 @@ class Scheduler:
 
     def end(self, sequence: Sequence) -> None:
         """Take a sequence out, in whatever phase, and free all that it holds."""
+        # Before it is dead: `num_waiting` is read from other threads, and is no less than what waits.
+        self._running.pop(sequence.order, None)
         del self._live[sequence.request_id]
         self._queue.pop(sequence.order, None)
         if self._active.pop(sequence.order, None) is not None:
             self._release_results(sequence)
-        self._running.pop(sequence.order, None)
         self._release_pages(sequence)
         if not sequence.started:
             self._waiting_audio_s -= sequence.audio_seconds
@@ -172,9 +173,10 @@ class Scheduler:
         An empty batch without such a pass means that nothing is live.
         """
         self._activate()
-        batch = Batch(encode=[] if encoding else self._pick_clips())
-        batch.decodes = self._pick_decodes()
+        batch = Batch(decodes=self._pick_decodes())
         self._pick_prefills(batch, is_encoding=bool(encoding))
+        if not encoding and not (batch and self._is_ahead()):
+            batch.encode = self._pick_clips()
         self._mark_stages(batch, encoding, now)
         return batch
 
@@ -264,6 +266,14 @@ class Scheduler:
         self._release_pages(adapter_pass)
 
     # Picking work.
+
+    def _is_ahead(self) -> bool:
+        """Whether embeddings in use take more than the cache may while an encoded request waits for a place.
+
+        More of them would only wait as well, in memory that nobody has counted with.
+        """
+        is_full = self.clips.cost_in_use > self.clips.max_cost
+        return is_full and any(order in self._active for order in self._ready)
 
     def _pick_clips(self) -> list[bytes]:
         """Oldest pending clips within the audio budget (in whole windows), always at least one."""

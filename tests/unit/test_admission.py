@@ -61,11 +61,20 @@ def test_audio_seconds_are_bounded_but_a_lone_clip_fits():
     ledger.check_integrity()
 
 
+def queued(ledger, count=1):
+    """Slots of requests that the engine was given."""
+    slots = [ledger.take(1) for _ in range(count)]
+    for slot in slots:
+        ledger.enter_queue(slot)
+    return slots
+
+
 def test_release_is_idempotent():
     ledger = make_ledger()
     slot = ledger.take(10)
     for _ in range(3):
         ledger.release(slot, completed=True)
+        ledger.enter_queue(slot)
         ledger.leave_queue(slot)
         ledger.resize_bytes(slot, 50)
         ledger.reserve_audio(slot, 5.0)
@@ -73,7 +82,7 @@ def test_release_is_idempotent():
     ledger.check_integrity()
 
 
-@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 7), st.integers(0, 60)), max_size=80))
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 7), st.integers(0, 60)), max_size=80))
 def test_the_totals_are_exact_after_any_calls(steps):
     ledger = make_ledger(requests=5, audio_s=40.0, num_bytes=150)
     slots = []
@@ -89,6 +98,8 @@ def test_the_totals_are_exact_after_any_calls(steps):
                 ledger.reserve_audio(slot, amount / 7)
             elif action == 3:
                 ledger.leave_queue(slot)
+            elif action == 4:
+                ledger.enter_queue(slot)
             else:
                 ledger.release(slot, completed=amount % 2 == 0)
         except Overloaded:
@@ -113,7 +124,7 @@ def test_retry_after_follows_the_measured_rate():
     clock = Clock()
     ledger = make_ledger(requests=50, num_bytes=1000, clock=clock)
     assert ledger.retry_after_s == 1.0
-    slots = [ledger.take(1) for _ in range(30)]
+    slots = queued(ledger, 30)
     for slot in slots[:10]:
         clock.now += 2.0
         ledger.release(slot, completed=True)
@@ -121,18 +132,49 @@ def test_retry_after_follows_the_measured_rate():
     assert ledger.retry_after_s == pytest.approx(40.0)
 
 
+def measure(ledger, clock, seconds):
+    """Two requests in the queue, of which the first completes after so long."""
+    slots = queued(ledger, 2)
+    clock.now += seconds
+    ledger.release(slots[0], completed=True)
+    ledger.release(slots[1], completed=False)
+
+
 def test_idle_time_is_not_slowness():
     clock = Clock()
     ledger = make_ledger(clock=clock)
     for _ in range(5):
-        clock.now += 3600.0
-        slots = [ledger.take(1), ledger.take(1)]
-        clock.now += 0.5
-        ledger.release(slots[0], completed=True)
-        ledger.release(slots[1], completed=False)
-    ledger.take(1)
+        clock.now += 30.0
+        measure(ledger, clock, 0.5)
+    assert ledger.expected_wait_s == 0.0
+    queued(ledger)
     assert ledger.expected_wait_s == pytest.approx(0.5)
-    assert ledger.wait_ahead_s == 0.0
+
+
+def test_the_pace_of_long_ago_is_no_measure():
+    clock = Clock()
+    ledger = make_ledger(clock=clock)
+    measure(ledger, clock, 5.0)
+    clock.now += 61.0
+    queued(ledger)
+    assert ledger.expected_wait_s == 0.0
+
+
+def test_who_waits_for_a_client_is_no_queue():
+    """One uploads for a minute. Beside it answers come, 20 s apart: nobody waited for one of them."""
+    clock = Clock()
+    ledger = make_ledger(clock=clock)
+    ledger.take(1)
+    for _ in range(3):
+        clock.now += 20.0
+        (slot,) = queued(ledger)
+        ledger.leave_queue(slot)
+        ledger.release(slot, completed=True)
+    assert (ledger.num_waiting, ledger.num_queued) == (1, 0)
+    assert ledger.retry_after_s == 1.0
+    queued(ledger, 2)
+    assert ledger.expected_wait_s == 0.0
+    ledger.check_integrity()
 
 
 def test_what_nobody_waits_for_is_no_measure_of_a_queue():
@@ -140,14 +182,13 @@ def test_what_nobody_waits_for_is_no_measure_of_a_queue():
     clock = Clock()
     ledger = make_ledger(requests=50, num_bytes=1000, clock=clock)
     for _ in range(10):
-        slot = ledger.take(1)
+        (slot,) = queued(ledger)
         clock.now += 0.01
         ledger.leave_queue(slot)
         clock.now += 2.0
         ledger.release(slot, completed=True)
-    for _ in range(20):
-        ledger.take(1)
-    assert ledger.wait_ahead_s == 0.0
+    queued(ledger, 20)
+    assert ledger.expected_wait_s == 0.0
 
 
 def test_keys():

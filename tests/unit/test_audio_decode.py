@@ -19,7 +19,7 @@ import pytest
 import pytest_asyncio
 
 from server.audio_decode import AudioDecoder, AudioLimits, decode_audio
-from server.errors import EngineError, InvalidAudio, NotReady, UnsupportedAudio
+from server.errors import DeadlineExceeded, EngineError, InvalidAudio, NotReady, UnsupportedAudio
 from tests.audio_samples import FORMATS, encode_av, mov_in_channel_order, noise, silent_video, tone, wav
 
 LIMITS = AudioLimits(max_seconds=30.0)
@@ -262,6 +262,21 @@ def test_the_parent_loads_no_decoder() -> None:
     for module, allowed in (("audio_decode", "set()"), ("audio_waveform", "{'av', 'soundfile', 'soxr'}")):
         code = f"import sys, server.{module}; assert {heavy} & set(sys.modules) == {allowed}"
         subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
+
+
+async def test_who_gets_no_process_in_time_is_told_and_leaves_no_trace() -> None:
+    pool = AudioDecoder(LIMITS, num_workers=1, max_wait_s=0.2)
+    await pool.start()
+    busy = asyncio.create_task(pool.decode(SLOW))
+    await asyncio.sleep(0.05)
+    with pytest.raises(DeadlineExceeded, match=r"0\.2 s"):
+        await pool.decode(wav())
+    busy.cancel()
+    await asyncio.wait([busy])
+    for _ in range(2):
+        await asyncio.sleep(0.5)  # the killed process is replaced
+        assert (await pool.decode(wav())).info.sample_rate == 16_000
+    await pool.stop()
 
 
 async def test_stop_ends_running_and_waiting_requests() -> None:

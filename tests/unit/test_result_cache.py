@@ -82,6 +82,7 @@ class CacheMachine(RuleBasedStateMachine):
         assert cache.pending == tuple(self.asked)
         assert cache.ready == self.ready
         assert cache.cost == sum(COSTS[key] for key in self.ready)
+        assert cache.cost_in_use == sum(COSTS[key] for key in self.ready if self.holders[key])
         assert cache.misses == self.misses
         for key in COSTS:
             assert cache.is_pending(key) == (key in self.asked)

@@ -199,6 +199,27 @@ def test_encoder_batches_keep_within_their_seconds_but_a_long_clip_goes_alone() 
     assert sizes == [2, 1, 1]
 
 
+def test_no_more_is_encoded_ahead_than_the_cache_may_hold() -> None:
+    """Pages for one at a time, clips of 9 tokens each for eight: two are more than the bound already."""
+    sim = Simulation(Sizes(num_pages=8, clip_cost=10, max_batch_size=4, encode_seconds=30.0))
+    for order in range(8):
+        sim.scheduler.add(make_sequence(order, clip=8 + order, max_tokens=3))
+    most = 0
+    while sim.scheduler.has_work:
+        sim.step()
+        most = max(most, sim.scheduler.clips.cost_in_use)
+    assert len(sim.finished) == 8
+    assert most <= 16 + 15, "one that runs and one that waits, never all eight"
+
+
+def test_a_cache_of_nothing_holds_nobody_up() -> None:
+    sim = Simulation(Sizes(clip_cost=0, max_batch_size=4, encode_seconds=30.0))
+    for order in range(8):
+        sim.scheduler.add(make_sequence(order, clip=order, max_tokens=3))
+    sim.run_dry(40)
+    assert len(sim.finished) == 8
+
+
 def test_the_second_question_about_a_clip_reuses_its_pages() -> None:
     sim = Simulation(Sizes(page_size=2))
     first = make_sequence(0, clip=4, max_tokens=1)

@@ -6,7 +6,7 @@ import asyncio
 import time
 
 import pytest
-from fakes import FakeDecoder, FakeEngine, eventually, make_service, wav_clip
+from fakes import AUDIO_TOKENS, PROMPT_TOKENS, FakeDecoder, FakeEngine, eventually, make_service, wav_clip
 from http_harness import check_law, counted
 
 from server.errors import (
@@ -372,20 +372,65 @@ async def test_the_clients_timeout_never_extends_the_servers():
 
 
 async def test_a_wait_that_would_outlast_the_deadline_is_refused_at_once():
-    gates = {"start": asyncio.Event()}
     engine = FakeEngine(step_s=0.1)
     service = await ready(engine)
-    with service.reserve(num_bytes=0, api_key=None, transport="test"):
-        await answer(service)  # while another waits, so that it tells how fast a queue drains
-    engine.gates = gates
+    running = await open_chat(service)
+    engine.gates = {"start": asyncio.Event()}
     waiting = [await open_chat(service) for _ in range(5)]
+    async for _ in running:  # while others wait, so that it tells how fast a queue drains
+        pass
     start = time.monotonic()
     with pytest.raises(DeadlineExceeded):
         await open_chat(service, timeout_s=0.5)
     assert time.monotonic() - start < 0.2
     for stream in waiting:
         await stream.aclose()
+    engine.gates, engine.step_s = {}, 0.0
+    assert await answer(service, timeout_s=0.2) == "Hello, wörld!", "nobody waits for itself"
     check_law(service)
+
+
+async def test_a_slow_upload_is_no_queue():
+    """Answers come beside it, some time apart. The engine is idle, so a short deadline can be kept."""
+    service = await ready()
+    with service.reserve(num_bytes=10, api_key=None, transport="test"):
+        for _ in range(3):
+            await asyncio.sleep(0.2)
+            await answer(service)
+        assert await answer(service, timeout_s=0.15) == "Hello, wörld!"
+    together = [answer(service, timeout_s=0.5) for _ in range(8)]
+    assert await asyncio.gather(*together) == ["Hello, wörld!"] * 8
+    check_law(service)
+
+
+async def test_one_answer_feeds_every_metric_of_its_time_and_tokens():
+    service = await ready(FakeEngine(step_s=0.01))
+    await answer(service)
+    text = service.metrics.render().decode()
+    told = {line.split()[0]: float(line.split()[1]) for line in text.splitlines() if line[0] != "#"}
+
+    def histogram(name):
+        return told[f"wavllm_{name}_count"], told[f"wavllm_{name}_sum"]
+
+    first, whole = histogram("time_to_first_token_seconds"), histogram("e2e_request_latency_seconds")
+    assert (first[0], whole[0]) == (1, 1)
+    assert 0 < first[1] < whole[1]
+    gaps = histogram("inter_token_latency_seconds")
+    assert gaps[0] == 3
+    assert 0.02 < gaps[1] < whole[1]
+    assert histogram("request_queue_time_seconds") == (1, 0.0005), "what the engine said"
+    count, factor = histogram("real_time_factor")
+    assert count == 1
+    assert factor == pytest.approx(whole[1] / 0.5)
+    assert told["wavllm_prompt_tokens_total"] == PROMPT_TOKENS + AUDIO_TOKENS
+    assert told["wavllm_generation_tokens_total"] == 4
+
+
+async def test_a_prompt_that_nobody_read_is_not_counted():
+    service = await ready(FakeEngine(gates={"encode": asyncio.Event()}))
+    with pytest.raises(DeadlineExceeded):
+        await answer(service, timeout_s=0.05)
+    assert "wavllm_prompt_tokens_total 0.0" in service.metrics.render().decode()
 
 
 async def test_a_slow_reader_loses_nothing():
