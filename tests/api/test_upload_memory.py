@@ -10,9 +10,11 @@ import io
 import json
 import tracemalloc
 import wave
+import weakref
 from collections.abc import AsyncIterator, Iterator
 
 import grpc_harness
+import numpy as np
 import pytest
 from fakes import FakeEngine, eventually, make_service
 from http_harness import CHAT, live_server, post_head
@@ -120,8 +122,11 @@ async def test_grpc(request: pytest.FixtureRequest) -> None:
 
 async def test_the_mailboxes_do_not_keep_the_waveform() -> None:
     boxes = Mailboxes()
-    one = GenerateRequest("one", "What?", None, b"", SamplingParams())
+    waveform = np.zeros(8000, np.float32)
+    one = GenerateRequest("one", "What?", waveform, b"key", SamplingParams())
     stream = boxes.stream(one, lambda _: boxes.deliver([Accepted("one", 0, 1, 0)]), lambda _: None)
+    held = weakref.ref(waveform)
+    del one, waveform
     await anext(stream)
-    assert "request" not in stream.ag_frame.f_locals
+    assert held() is None
     await stream.aclose()

@@ -175,18 +175,19 @@ def test_stacking_leaves_the_parameters_their_values(side: Side) -> None:
     assert stacked.data_ptr() == linear.weight.data_ptr()
 
 
-def test_slots_past_a_context_are_never_read() -> None:
-    side = Side(NumbaOps(), torch.device("cpu"), (), [])
-    batch, cache = decode_batch(side, [3, 20]), filled(side)
+@pytest.mark.parametrize("contexts", [[3, 20], [3, 20] * MOST_ROWS], ids=["few", "many"])
+def test_slots_past_a_context_are_never_read(side: Side, contexts: list[int]) -> None:
+    """What a broken request left there is nobody's: 0 times NaN is NaN."""
+    batch, cache = decode_batch(side, contexts), filled(side)
     assert batch.decodes is not None
     expected = both(side, small(side), batch, cache)[0]
-    for pages, context in zip(batch.decodes.pages, (3, 20), strict=True):
+    for pages, context in zip(batch.decodes.pages, contexts, strict=True):
         last = pages[(context - 1) // PAGE]
         cache.keys[:, last, (context - 1) % PAGE + 1 :] = float("nan")
         cache.values[:, last, (context - 1) % PAGE + 1 :] = float("nan")
     with torch.inference_mode():
         got = FusedLlama(small(side), side.ops).forward(batch, cache)
-    assert torch.equal(got, expected)
+    assert far(got, expected) < 1e-6
 
 
 @pytest.mark.parametrize("rank", [8, 5])

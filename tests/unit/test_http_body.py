@@ -6,16 +6,18 @@ import asyncio
 import time
 
 import pytest
-from fastapi import FastAPI
+from fakes import make_service
 from starlette.requests import Request
+from starlette.types import ASGIApp
 
 from server.errors import InvalidRequest
+from server.http_api import create_app
 from server.http_body import read_json
 from server.http_form import FormReader
 from server.settings import Settings
 
 
-def request_of(app: FastAPI, body: bytes) -> Request:
+def request_of(app: ASGIApp, body: bytes) -> Request:
     """A request whose body is there at once."""
 
     async def receive() -> dict[str, object]:
@@ -25,8 +27,7 @@ def request_of(app: FastAPI, body: bytes) -> Request:
 
 
 async def test_one_body_is_parsed_in_a_turn_of_the_event_loop() -> None:
-    app = FastAPI()
-    app.state.parsing = asyncio.Semaphore(1)
+    app = create_app(make_service())._app
     bodies = [f'{{"n": {number}}}'.encode() for number in range(8)]
     tasks = [asyncio.create_task(read_json(request_of(app, body), Settings())) for body in bodies]
     num_done = 0
