@@ -17,8 +17,9 @@ from server.cli_progress import progress_bar
 from server.engine.local import LocalEngine
 from server.errors import EngineError, ServerError
 from server.os_process import computing_environment
-from server.settings import DEFAULT_MODEL_DIR, MAX_AUDIO_SECONDS
+from server.settings import DEFAULT_MODEL_DIR
 from server.types import (
+    MAX_AUDIO_SECONDS,
     DecodedAudio,
     Delta,
     EngineConfig,

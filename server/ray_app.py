@@ -24,7 +24,7 @@ from server.ray_ingress import RETRY_AFTER_S
 from server.ray_metrics import MetricsMirror
 from server.serve import build_service
 from server.settings import Settings, SettingsError, load_settings
-from server.types import CPU_BATCH_SIZE, GPU_BATCH_SIZE
+from server.types import ON_CPU, ON_GPU
 
 NAME = "SpeechChat"
 HEALTH_PERIOD_S = 5.0
@@ -111,7 +111,7 @@ def options(settings: Settings) -> dict[str, Any]:
     A replica takes what its batch and its queue hold. Only when all are full do requests wait in the proxies,
     as many again for each proxy, and only then are they refused.
     """
-    batch_size = settings.max_batch_size or (GPU_BATCH_SIZE if _on_gpu(settings) else CPU_BATCH_SIZE)
+    batch_size = settings.max_batch_size or (ON_GPU if _on_gpu(settings) else ON_CPU).max_batch_size
     return {
         "ray_actor_options": resources(settings),
         "max_ongoing_requests": batch_size + settings.max_queued_requests,

@@ -12,18 +12,22 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from server.types import EngineConfig
+from server.types import MAX_AUDIO_SECONDS, ON_CPU, ON_GPU, EngineConfig
 
 MIB = 2**20
 BODY_SLACK_BYTES = 64 * 1024
 """What a body may hold beside the clip: the other fields, and the multipart or JSON around them."""
 DEFAULT_MODEL_DIR = Path(__file__).resolve().parent.parent / "model" / "default"
 DEFAULT_MAX_TOKENS = 256
-MAX_AUDIO_SECONDS = 120.0
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
+
+
+def _defaults(name: str) -> str:
+    """What a help text says of an engine's default."""
+    return f"default: {getattr(ON_CPU, name):g} (CPU), {getattr(ON_GPU, name):g} (GPU)"
 
 
 class SettingsError(ValueError):
@@ -57,24 +61,24 @@ class Settings(BaseSettings):
     )
 
     max_batch_size: Count | None = Field(
-        None, description="Requests that generate at once; default: 32 (CPU), 128 (GPU)."
+        None, description=f"Requests that generate at once; {_defaults('max_batch_size')}."
     )
     max_batch_tokens: Count | None = Field(
-        None, description="Tokens of one forward pass; default: 512 (CPU), 2048 (GPU)."
+        None, description=f"Tokens of one forward pass; {_defaults('max_batch_tokens')}."
     )
     kv_cache_fraction: float | None = Field(
         None,
         gt=0,
         le=1,
         description="Share, for the KV cache, of the device memory that is found free once the model is "
-        "loaded; default: 0.3 (CPU), 0.85 (GPU).",
+        f"loaded; {_defaults('kv_cache_fraction')}.",
     )
     encoder_step_ms: float | None = Field(
         None,
         gt=0,
         allow_inf_nan=False,
         description="What encoding and prefilling may add to the time between two tokens of a running "
-        "answer, in ms; default: 100 (CPU), 10 (GPU).",
+        f"answer, in ms; {_defaults('encoder_step_ms')}.",
     )
 
     max_queued_requests: Count = Field(256, description="Requests that may wait; more get a 503.")
@@ -87,7 +91,9 @@ class Settings(BaseSettings):
 
     max_upload_mb: Seconds = Field(25.0, description="Largest clip in MiB, as it is uploaded.")
     max_audio_seconds: Seconds | None = Field(
-        None, description="Longest clip in seconds; default: what the model has room for, at most 120."
+        None,
+        description="Longest clip in seconds; default: what the model has room for, "
+        f"at most {MAX_AUDIO_SECONDS}.",
     )
     min_audio_seconds: float = Field(0.1, ge=0, allow_inf_nan=False, description="Shortest clip in seconds.")
     max_prompt_chars: Count = Field(4000, description="Longest instruction in characters.")

@@ -18,9 +18,22 @@ import numpy.typing as npt
 from server.errors import ServerError
 
 FinishReason = Literal["stop", "length"]
-CPU_BATCH_SIZE = 32
-GPU_BATCH_SIZE = 128
-"""Sequences that generate at once where the configuration leaves it open."""
+MAX_AUDIO_SECONDS = 120
+"""Longest clip where neither the settings nor the model's room say less."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineDefaults:
+    """What holds for the fields of these names in `EngineConfig` where they are left open."""
+
+    max_batch_size: int
+    max_batch_tokens: int
+    kv_cache_fraction: float
+    encoder_step_ms: float
+
+
+ON_CPU = EngineDefaults(32, 512, 0.3, 100.0)
+ON_GPU = EngineDefaults(128, 2048, 0.85, 10.0)
 
 
 class Stage(enum.StrEnum):

@@ -29,7 +29,7 @@ from server.engine.scheduler import Scheduler, SchedulerLimits
 from server.engine.sequence import Sequence
 from server.engine.warmup import Pace, warm_up
 from server.errors import EngineError
-from server.types import CPU_BATCH_SIZE, GPU_BATCH_SIZE, EngineConfig, ModelInfo
+from server.types import MAX_AUDIO_SECONDS, ON_CPU, ON_GPU, EngineConfig, EngineDefaults, ModelInfo
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,6 @@ MAX_SCALES = 4096
 """Instructions whose scale is remembered; each takes one row of D numbers."""
 ANSWER_ROOM = 64
 """Tokens kept free of audio when the longest clip is worked out."""
-LONGEST_CLIP_S = 120
 PACKED_SHARE = 0.25
 """Of the free memory, for second copies of the weights on a CPU."""
 
@@ -116,7 +115,7 @@ def warm_core(config: EngineConfig, model: SpeechLLM, tokenizer: Tokenizer) -> E
     sizes = Sizes(2, 512, min(pages, config.num_pages or pages))
     pace = warm_up(assemble(config, model, tokenizer, sizes), config.merge_prompt)
     sizes = measure(config, model)
-    step_ms = config.encoder_step_ms or (10.0 if device.type == "cuda" else 100.0)
+    step_ms = config.encoder_step_ms or _defaults(device).encoder_step_ms
     budgets = Budgets.of(pace, step_ms / 1e3, model.config.window_seconds)
     core = assemble(config, model, tokenizer, sizes, budgets)
     if device.type == "cuda" and core.runner.fused is None:
@@ -186,14 +185,19 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     return DTYPES[name]
 
 
+def _defaults(device: torch.device) -> EngineDefaults:
+    return ON_GPU if device.type == "cuda" else ON_CPU
+
+
 def measure(config: EngineConfig, model: SpeechLLM) -> Sizes:
     """Batch and page numbers, from the free memory where the configuration leaves them open.
 
     More pages than all sequences at full length could hold are never taken.
     """
     on_gpu = model.device.type == "cuda"
-    batch_size = config.max_batch_size or (GPU_BATCH_SIZE if on_gpu else CPU_BATCH_SIZE)
-    batch_tokens = max(config.max_batch_tokens or (2048 if on_gpu else 512), batch_size + 1)
+    defaults = _defaults(model.device)
+    batch_size = config.max_batch_size or defaults.max_batch_size
+    batch_tokens = max(config.max_batch_tokens or defaults.max_batch_tokens, batch_size + 1)
     llama = model.config.llama
     longest = math.ceil(llama.max_position_embeddings / config.page_size)
     if config.num_pages is not None:
@@ -201,7 +205,7 @@ def measure(config: EngineConfig, model: SpeechLLM) -> Sizes:
     if on_gpu:
         torch.cuda.empty_cache()  # else what loading and warming up gave back counts as taken
     free = torch.cuda.mem_get_info(model.device)[0] if on_gpu else free_bytes()
-    share = config.kv_cache_fraction or (0.85 if on_gpu else 0.3)
+    share = config.kv_cache_fraction or defaults.kv_cache_fraction
     page_bytes = KVCache.bytes_per_page(llama, config.page_size, model.dtype)
     num_pages = min(int(free * share) // page_bytes, longest * batch_size)
     if num_pages < 1:
@@ -213,5 +217,5 @@ def longest_clip(config: SpeechLLMConfig, tokenizer: Tokenizer, max_context: int
     """Whole seconds of audio that leave room for the template and a short answer, at most two minutes."""
     prompt = build_prompt(tokenizer, config.llama.bos_token_id, "", None, audio=True)
     room = max_context - len(prompt.left_ids) - len(prompt.right_ids) - ANSWER_ROOM
-    fitting = (s for s in range(LONGEST_CLIP_S, 0, -1) if config.num_audio_tokens(s * SAMPLE_RATE) <= room)
+    fitting = (s for s in range(MAX_AUDIO_SECONDS, 0, -1) if config.num_audio_tokens(s * SAMPLE_RATE) <= room)
     return float(next(fitting, 0))

@@ -11,8 +11,8 @@ from server.audio_limits import AudioLimits
 from server.engine.local import LocalEngine
 from server.errors import ServerError
 from server.eval.types import Answer, EvalError, Progress, Row
-from server.settings import MAX_AUDIO_SECONDS
 from server.types import (
+    MAX_AUDIO_SECONDS,
     DecodedAudio,
     Delta,
     EngineConfig,

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from server.settings import Settings
-from server.types import CPU_BATCH_SIZE, GPU_BATCH_SIZE
+from server.types import ON_CPU, ON_GPU
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -69,12 +69,12 @@ def asked() -> dict[str, Any]:
 def test_the_file_is_for_the_deployment(asked: dict[str, Any]) -> None:
     assert asked["names"] == [asked["file"]["name"]]
     assert asked["file"]["resources"]["num_gpus"] == 1
-    assert asked["file"]["max_ongoing_requests"] == GPU_BATCH_SIZE + DEFAULTS.max_queued_requests
+    assert asked["file"]["max_ongoing_requests"] == ON_GPU.max_batch_size + DEFAULTS.max_queued_requests
 
 
 def test_options_follow_from_the_settings(asked: dict[str, Any]) -> None:
     default, small, *_ = asked["given"]
-    assert default["max_ongoing_requests"] == CPU_BATCH_SIZE + DEFAULTS.max_queued_requests
+    assert default["max_ongoing_requests"] == ON_CPU.max_batch_size + DEFAULTS.max_queued_requests
     assert "num_gpus" not in default["resources"]
     assert small["resources"]["num_cpus"] == 4
     assert (small["max_ongoing_requests"], small["max_queued_requests"]) == (12, 8)

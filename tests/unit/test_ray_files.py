@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 
 from server.settings import Settings, load_settings
-from server.types import GPU_BATCH_SIZE
+from server.types import ON_GPU
 from tests.locks import pins
 
 ROOT = Path(__file__).parents[2]
@@ -51,7 +51,7 @@ def test_the_settings_hold():
     settings = load_settings(APPLICATION["args"])
     assert settings.device == "cuda"
     assert DEPLOYMENT["ray_actor_options"] == {"num_gpus": 1, "num_cpus": 1 + settings.audio_workers}
-    assert DEPLOYMENT["autoscaling_config"]["target_ongoing_requests"] == 0.75 * GPU_BATCH_SIZE
+    assert DEPLOYMENT["autoscaling_config"]["target_ongoing_requests"] == 0.75 * ON_GPU.max_batch_size
 
 
 def test_ports_and_timeouts_agree():
