@@ -8,14 +8,15 @@
       AuthenticationError           invalid_api_key   401  UNAUTHENTICATED
       ModelNotFound                 model_not_found   404  NOT_FOUND
       PayloadTooLarge               payload_too_large 413  RESOURCE_EXHAUSTED
-      RateLimited                   rate_limited      429  RESOURCE_EXHAUSTED
-      Overloaded                    overloaded        503  UNAVAILABLE
-        NotReady                    not_ready
+      RetryableError
+        RateLimited                 rate_limited      429  RESOURCE_EXHAUSTED
+        Overloaded                  overloaded        503  UNAVAILABLE
+          NotReady                  not_ready
       DeadlineExceeded              deadline_exceeded 504  DEADLINE_EXCEEDED
       RequestCancelled              cancelled         499  CANCELLED
       EngineError                   engine_error      500  INTERNAL
 
-The transports hold the mapping (`http_api`, `grpc_api`); nothing here knows a status number.
+The transports hold the mapping (`http_errors`, `grpc_errors`); nothing here knows a status number.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from __future__ import annotations
 class ServerError(Exception):
     """Base of all errors told to a client.
 
-    message: for the client, free of internals. param: the request field at fault, or None.
+    message: for the client, free of internals; one about a field begins with its name or leaves it out.
+    param: the request field at fault, or None.
     """
 
     code = "internal_error"
@@ -33,6 +35,12 @@ class ServerError(Exception):
         super().__init__(message)
         self.message = message
         self.param = param
+
+    def rename(self, name: str) -> None:
+        """Call the field at fault as this client knows it."""
+        if self.param is not None and self.message.startswith(f"{self.param} "):
+            self.message = name + self.message.removeprefix(self.param)
+        self.param = name
 
     def __reduce__(self) -> tuple[object, ...]:
         """Keeps `param` when the error crosses a process boundary."""

@@ -78,10 +78,8 @@ def naming(names: Mapping[str, str]) -> Iterator[None]:
     try:
         yield
     except ServerError as error:
-        name = names.get(error.param or "", error.param)
-        if error.param is not None:
-            error.message = error.message.replace(f"{error.param} must be ", f"{name} must be ", 1)
-        error.param = name
+        if error.param in names:
+            error.rename(names[error.param])
         raise
 
 

@@ -228,9 +228,18 @@ async def test_what_cannot_be_honoured_is_a_400_that_names_it():
 
 
 async def test_the_message_calls_the_field_what_the_client_called_it():
-    async with openai_client(make_service()) as (client, _):
-        with pytest.raises(openai.BadRequestError, match="max_completion_tokens must be from 1 to 512"):
-            await client.chat.completions.create(model=MODEL, messages=[user()], max_completion_tokens=513)
+    async with openai_client(make_service(max_prompt_chars=20)) as (client, _):
+        for fields, param, message in (
+            ({"max_completion_tokens": 513}, "max_completion_tokens", "must be from 1 to 512"),
+            ({"max_tokens": 513}, "max_tokens", "must be from 1 to 512"),
+            ({"messages": [user(text_part("x" * 21))]}, "messages", "has 21 characters"),
+            ({"messages": [{"role": "system", "content": "x" * 21}, user()]}, "messages", "has 21 characters"),
+            ({"stop": ["x" * 21]}, "stop", "has 21 characters"),
+        ):
+            with pytest.raises(openai.BadRequestError) as error:
+                await client.chat.completions.create(**{"model": MODEL, "messages": [user()], **fields})
+            assert error.value.param == param
+            assert error.value.body["message"].startswith(f"{param} {message}")
 
 
 async def test_a_reply_that_is_sent_back_is_told_about_turns():
