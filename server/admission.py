@@ -220,6 +220,12 @@ class KeyRing:
         return matches[0]
 
 
+def bearer_token(authorization: str) -> str | None:
+    """The token of `Bearer TOKEN`, or None if there is none or it is of another kind."""
+    scheme, _, token = authorization.partition(" ")
+    return token.strip() or None if scheme.lower() == "bearer" else None
+
+
 class RateLimiter:
     """A token bucket per key: `rate` requests per second, bursts of one second's worth (at least one)."""
 

@@ -12,6 +12,7 @@ from typing import Any, NoReturn, TypeVar
 
 import grpc
 
+from server.admission import bearer_token
 from server.errors import DeadlineExceeded, EngineError, InvalidRequest, NotReady, ServerError
 from server.grpc_errors import status_of
 from server.grpc_messages import MAX_REQUEST_ID_CHARS, is_request_id
@@ -48,7 +49,8 @@ class Call:
         given_id = metadata.get(REQUEST_ID_KEY)
         self.is_named = isinstance(given_id, str) and is_request_id(given_id)
         self.request_id = str(given_id) if self.is_named else uuid.uuid4().hex
-        self.api_key = _bearer_token(metadata.get("authorization"))
+        authorization = metadata.get("authorization")
+        self.api_key = bearer_token(authorization) if isinstance(authorization, str) else None
         self.timeout_s = _less_margin(context.time_remaining())
         self._context = context
         self._method = method
@@ -165,11 +167,3 @@ def _less_margin(client_s: float | None) -> float | None:
     if client_s is None:
         return None
     return max(client_s - min(MAX_REPLY_MARGIN_S, client_s / 10), 1e-6)
-
-
-def _bearer_token(value: str | bytes | None) -> str | None:
-    """The token of `authorization: Bearer TOKEN`, or None if there is none or it is of another kind."""
-    if not isinstance(value, str):
-        return None
-    scheme, _, token = value.partition(" ")
-    return token.strip() or None if scheme.lower() == "bearer" else None

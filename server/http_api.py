@@ -16,7 +16,7 @@ from server.errors import InvalidRequest, ServerError
 from server.http_body import (
     FORM_TYPE,
     JSON_TYPE,
-    bearer_token,
+    api_key_of,
     content_type,
     decode_base64,
     form_fields,
@@ -116,7 +116,7 @@ def add_info_routes(app: FastAPI, service: SpeechService) -> None:
     @app.get("/v1/models", responses=MODELS_DOCS, openapi_extra=WITH_KEY)
     async def models(request: Request) -> Response:
         """The served model, its limits and what it can do."""
-        service.authenticate(bearer_token(request))
+        service.authenticate(api_key_of(request))
         return JsonResponse({"object": "list", "data": [model_json(card) for card in service.models()]})
 
     @app.get("/v1/models/{model_id:path}", responses=MODEL_DOCS, openapi_extra=WITH_KEY)
@@ -124,13 +124,13 @@ def add_info_routes(app: FastAPI, service: SpeechService) -> None:
         """One model by its name, which may hold slashes."""
         if not model_id:
             raise HTTPException(404)
-        service.authenticate(bearer_token(request))
+        service.authenticate(api_key_of(request))
         return JsonResponse(model_json(service.model(model_id)))
 
     @app.get("/v1/load", responses=LOAD_DOCS, openapi_extra=WITH_KEY)
     async def load(request: Request) -> Response:
         """How busy the server is."""
-        service.authenticate(bearer_token(request))
+        service.authenticate(api_key_of(request))
         return JsonResponse(dataclasses.asdict(service.load()))
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from starlette.requests import Request
 
+from server.admission import bearer_token
 from server.errors import DeadlineExceeded, InvalidAudio, InvalidRequest, PayloadTooLarge, RequestCancelled
 from server.http_form import FILE_FIELD, FormReader
 from server.settings import Settings
@@ -23,10 +24,9 @@ BASE64_SLICE = 2**20
 """Characters decoded between two turns of the event loop; a multiple of four."""
 
 
-def bearer_token(request: Request) -> str | None:
+def api_key_of(request: Request) -> str | None:
     """The API key of the `Authorization: Bearer` header."""
-    scheme, _, token = request.headers.get("authorization", "").partition(" ")
-    return token.strip() if scheme.lower() == "bearer" and token.strip() else None
+    return bearer_token(request.headers.get("authorization", ""))
 
 
 def declared_bytes(request: Request, max_bytes: int) -> int:

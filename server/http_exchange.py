@@ -11,7 +11,7 @@ from fastapi import Request
 from starlette.responses import Response
 
 from server.errors import InvalidRequest, ServerError
-from server.http_body import bearer_token, declared_bytes
+from server.http_body import api_key_of, declared_bytes
 from server.http_errors import JsonResponse
 from server.http_replies import Answer
 from server.http_stream import Events, EventStream, chat_events, collect, while_connected
@@ -67,7 +67,7 @@ async def exchange(
 def reserve(request: Request, service: SpeechService) -> Reservation:
     """A slot from the headers alone; refusals raise before anything is read."""
     num_bytes = declared_bytes(request, service.settings.max_body_bytes)
-    reservation = service.reserve(num_bytes=num_bytes, api_key=bearer_token(request), transport="http")
+    reservation = service.reserve(num_bytes=num_bytes, api_key=api_key_of(request), transport="http")
     request.state.trace.fields["chat_id"] = reservation.request_id
     return reservation
 
@@ -78,8 +78,9 @@ def naming(names: Mapping[str, str]) -> Iterator[None]:
     try:
         yield
     except ServerError as error:
-        if error.param in names:
-            error.rename(names[error.param])
+        name = names.get(error.param or "")
+        if name is not None:
+            error.rename(name)
         raise
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from server.openai_schemas import TRANSCRIBE, TRANSLATE
-from server.service import AUDIO_FORMATS, ChatStream, ModelCard
+from server.service import ChatStream, ModelCard
 from server.types import Delta, Finished, Usage
 
 
@@ -147,7 +147,6 @@ def model_json(card: ModelCard) -> dict[str, Any]:
     return head | {
         "owned_by": "wavllm",
         **limits,
-        "formats": list(AUDIO_FORMATS),
         "capabilities": capabilities(card.merged_prompt),
     }
 

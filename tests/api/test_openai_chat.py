@@ -233,7 +233,7 @@ async def test_the_message_calls_the_field_what_the_client_called_it():
             ({"max_completion_tokens": 513}, "max_completion_tokens", "must be from 1 to 512"),
             ({"max_tokens": 513}, "max_tokens", "must be from 1 to 512"),
             ({"messages": [user(text_part("x" * 21))]}, "messages", "has 21 characters"),
-            ({"messages": [{"role": "system", "content": "x" * 21}, user()]}, "messages", "has 21 characters"),
+            ({"messages": [{"role": "system", "content": "x" * 21}, user()]}, "messages", "has 21"),
             ({"stop": ["x" * 21]}, "stop", "has 21 characters"),
         ):
             with pytest.raises(openai.BadRequestError) as error:
