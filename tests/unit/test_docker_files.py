@@ -235,11 +235,37 @@ def test_compose_hands_the_keys_to_whoever_needs_them():
     assert keys == {"${WAVLLM_API_KEY:-}"}
 
 
+def size_of(options):
+    """Bytes that a tmpfs with these options may hold; without a size it is half of the machine's memory."""
+    (size,) = [option.removeprefix("size=") for option in options if option.startswith("size=")]
+    assert size.endswith("g")
+    return int(size[:-1]) * 2**30
+
+
+def test_what_nginx_buffers_is_bounded():
+    """Whole bodies, of whoever sends them: it asks for no key."""
+    (volume,) = NGINX["volumes"]
+    room = size_of(NGINX["volumes"][volume]["driver_opts"]["o"].split(","))
+    config = (ROOT / "docker" / "nginx" / "nginx.conf").read_text(encoding="utf-8")
+    assert "client_body_temp_path /tmp/" in config
+    assert f"{volume}:/tmp" in NGINX["services"]["balancer"]["volumes"]
+    (largest,) = re.findall(r"client_max_body_size (\d+)m;", config)
+    assert room >= 20 * int(largest) * 2**20
+
+
+def test_every_tmpfs_of_the_readme_has_a_size():
+    mounts = re.findall(r"--tmpfs /tmp:(\S+)", README)
+    assert mounts
+    assert {size_of(mount.split(",")) for mount in mounts} == {2**30}
+
+
 def test_compose_shuts_the_replicas_in():
     for name in REPLICAS:
         service = COMPOSE["services"][name]
         assert service["read_only"] is True
-        assert service["tmpfs"] == ["/tmp:exec"]  # Triton and Numba load what they compiled
+        (options,) = [mount.removeprefix("/tmp:").split(",") for mount in service["tmpfs"]]
+        assert "exec" in options  # Triton and Numba load what they compiled
+        assert size_of(options) == 2**30
         assert service["cap_drop"] == ["ALL"]
         assert service["security_opt"] == ["no-new-privileges:true"]
 
