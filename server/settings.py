@@ -127,8 +127,13 @@ class Settings(BaseSettings):
     @field_validator("api_key", mode="before")
     @classmethod
     def _split_keys(cls, value: object) -> object:
-        """The environment holds all keys in one string, with commas between them."""
-        return [key.strip() for key in value.split(",") if key.strip()] if isinstance(value, str) else value
+        """The environment holds all keys in one string, with commas between them; an empty one means none."""
+        if not isinstance(value, str):
+            return value
+        keys = [key.strip() for key in value.split(",") if key.strip()]
+        if value and not keys:  # somebody meant to set one: an open server is not what they want
+            raise ValueError("WAVLLM_API_KEY holds no key; leave it out, or empty, to serve without keys")
+        return keys
 
     @field_validator("api_key")
     @classmethod
