@@ -37,7 +37,11 @@ class Settings(BaseSettings):
         env_prefix="WAVLLM_", frozen=True, extra="forbid", protected_namespaces=()
     )
 
-    host: str = Field("0.0.0.0", min_length=1, description="Address to listen on, for all ports.")
+    host: str = Field(
+        "0.0.0.0",
+        min_length=1,
+        description="Address to listen on, for all ports; a name stands for all of its addresses.",
+    )
     http_port: Port = Field(8000, description="Port of the REST API; 0 takes a free one.")
     grpc_port: Port = Field(50051, description="Port of the gRPC API; 0 takes a free one.")
     metrics_port: Port = Field(

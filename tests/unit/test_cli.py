@@ -164,7 +164,7 @@ def test_serve_says_why_a_model_does_not_load(odd_model: Path):
 def test_a_port_in_use_is_one_clear_line(odd_model: Path):
     from server.http_server import bind
 
-    with bind("127.0.0.1", 0) as taken:
+    with bind("127.0.0.1", 0)[0] as taken:
         port = taken.getsockname()[1]
         ports = (f"--http-port={port}", "--grpc-port=0", "--metrics-port=0", "--host=127.0.0.1")
         done = run("serve", f"--model={odd_model}", "--log-level=error", *ports)
@@ -175,7 +175,7 @@ def test_a_grpc_port_in_use_is_one_clear_line(odd_model: Path):
     """gRPC's C core would write one of its own before it, unless the operator asks for that."""
     from server.http_server import bind
 
-    with bind("127.0.0.1", 0) as taken:
+    with bind("127.0.0.1", 0)[0] as taken:
         port = taken.getsockname()[1]
         ports = ("--http-port=0", f"--grpc-port={port}", "--metrics-port=0", "--host=127.0.0.1")
         command = ("serve", f"--model={odd_model}", "--log-level=error", *ports)
