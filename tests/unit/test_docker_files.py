@@ -13,7 +13,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
 
+from server.bench import run as benchmark
+from server.cli import build_app
+from server.eval import run as evaluation
 from server.grpc_api import EXPIRE_S
 from server.http_server import CLOSE_GRACE_S
 from server.serve import GRPC_GRACE_S
@@ -291,6 +295,18 @@ def test_nginx_in_compose_knows_the_replicas_by_addresses_that_stay():
     assert urls == [f"{name}=http://{name}:8000/readyz" for name in REPLICAS]
     config = (ROOT / "docker" / "nginx" / "nginx.conf").read_text(encoding="utf-8")
     assert set(re.findall(r"-f (\S+)\)", config)) == {f"{directory}/{name}.out" for name in REPLICAS}
+
+
+def test_the_readme_says_which_commands_the_image_can_run():
+    installed = {Requirement(line).name for line in PROJECT["dependencies"]}
+    needs = {"eval": evaluation.EXTRA, "bench": benchmark.EXTRA}
+    assert all(set(extra) - installed for extra in needs.values())
+    text = " ".join(README.split())
+    able = re.search(r"((?:`\w+`(?:, | and )?)+) work the same way", text)
+    unable = re.search(r"((?:`\w+`(?:, | and )?)+) need the extra `eval`, which the image lacks", text)
+    assert set(re.findall(r"\w+", unable[1])) - {"and"} == needs.keys()
+    commands = {command.name for command in build_app().registered_commands}
+    assert set(re.findall(r"\w+", able[1])) - {"and"} == commands - {"serve"} - needs.keys()
 
 
 def test_the_readme_names_flags_variables_and_files_that_exist():
