@@ -1,6 +1,7 @@
 PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3; do command -v $$name && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
+# Of the first `make env` alone; for others afterwards `make clean` first.
 # For example: make env PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 PIP_FLAGS ?=
 

@@ -73,12 +73,13 @@ def _settings(given: dict[str, Any]) -> Settings:
 
 def _run(settings: Settings) -> None:
     check_model_dir(settings.model, DEFAULT_MODEL_DIR)
+    from server.logs import configure
+
+    configure(settings.log_format, settings.log_level)  # before the imports that bring grpc
     from server.cli_progress import progress_bar
     from server.http_server import PortInUse
-    from server.logs import configure
     from server.serve import StartFailure, run
 
-    configure(settings.log_format, settings.log_level)
     try:
         with progress_bar("Loading the model") as report:
             run(settings, report)

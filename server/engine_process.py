@@ -18,6 +18,8 @@ from server.engine_wire import Abort, Build, LoadFailed, Loading, Ready, Replies
 from server.types import EngineConfig, EngineState, GenerateRequest, ModelInfo, StepOutput
 
 MIN_RETRY_AFTER_S = 1.0
+KILLED_S = 30.0
+"""A killed child gets this long to be gone; a driver may take a while to give up a large model's memory."""
 
 logger = logging.getLogger(__name__)
 
@@ -136,11 +138,15 @@ class EngineProcess(EngineFront):
             self._link = None
 
     async def _end_hung(self, link: EngineLink) -> str:
-        """Kill a silent child. Its requests end before that: a stuck driver can hold a killed process."""
+        """Kill a silent child. Its requests end before that: a stuck driver can hold a killed process.
+
+        One that is held for longer is left behind: the next child may find the device free, or fail to load
+        and be tried again.
+        """
         why = f"the engine gave no sign of life for {self._heartbeat_timeout_s:g} s"
         self._end_failed(why)
         link.kill()
-        await asyncio.wait([link.lost])
+        await asyncio.wait([link.lost], timeout=KILLED_S)
         return why
 
     def _silence_left_s(self, link: EngineLink) -> float:

@@ -96,7 +96,7 @@ def add_probe_routes(app: FastAPI, service: SpeechService) -> None:
     @app.head("/livez", include_in_schema=False)
     @app.get("/livez", responses=LIVE_DOCS)
     async def livez() -> Response:
-        """Whether the engine gives signs of life."""
+        """Whether the engine gives signs of life, or, if it was lost, may still come back."""
         live = service.readiness().live
         return JsonResponse({"status": "alive" if live else "hung"}, 200 if live else 503)
 

@@ -153,7 +153,7 @@ MODELS_DOCS = _told(ModelList, 401, 500, 503)
 LOAD_DOCS = _told(LoadReply, 401, 500)
 LIVE_DOCS: Docs = {
     200: _answered({JSON_TYPE: reference(ProbeReply)}, "Alive"),
-    503: _answered({JSON_TYPE: reference(ProbeReply)}, "Hung: start it again"),
+    503: _answered({JSON_TYPE: reference(ProbeReply)}, "Hung, or lost for too long: start it again"),
 }
 READY_DOCS: Docs = {
     200: _answered({JSON_TYPE: reference(ProbeReply)}, "Ready"),

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import socket
 import ssl
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import httptools
@@ -33,6 +34,9 @@ UNREAD_MS = 60_000
 """How long bytes may stay unread by the client before the kernel gives its connection up."""
 CLOSE_GRACE_S = 3
 BACKLOG = 1024
+FREE_PORT_TRIES = 5
+"""A free port of one address may be taken at another."""
+NO_SUCH_ADDRESS = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 
 
 class PortInUse(Exception):
@@ -183,7 +187,7 @@ def _framing_of(headers: list[tuple[bytes, bytes]]) -> bytes:
 
 
 class HttpServer:
-    """One listening port. `start` returns when it answers, `stop` when it is closed."""
+    """One port on every address of the host. `start` returns when it answers, `stop` when it is closed."""
 
     def __init__(self, app: ASGIApp, settings: Settings, port: int, *, use_tls: bool = True) -> None:
         self.port = port
@@ -194,9 +198,9 @@ class HttpServer:
     async def start(self) -> int:
         """Listen; returns the bound port. Raises PortInUse, or SettingsError for bad TLS files."""
         self._load_tls()
-        listener = bind(self._host, self.port)
-        self.port = listener.getsockname()[1]
-        self._task = asyncio.create_task(self._server.serve(sockets=[listener]), name=f"http-{self.port}")
+        listeners = bind(self._host, self.port)
+        self.port = listeners[0].getsockname()[1]
+        self._task = asyncio.create_task(self._server.serve(sockets=listeners), name=f"http-{self.port}")
         while not self._server.started and not self._task.done():
             await asyncio.sleep(0.005)
         if self._task.done():
@@ -227,22 +231,58 @@ class _Server(uvicorn.Server):
         yield
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """A listening socket. Raises PortInUse with a line that says what to do."""
+def bind(host: str, port: int) -> list[socket.socket]:
+    """Listening sockets, one for each address of the host, all on one port.
+
+    Raises PortInUse with a line that says what to do.
+    """
     try:
-        family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind, proto)
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except OSError as error:
         raise PortInUse(f"cannot listen on {host}: {error.strerror}") from error
+    addresses = dict.fromkeys((int(family), address) for family, _, _, _, address in found)
+    tries = 1 if port else FREE_PORT_TRIES
+    while True:
+        tries -= 1
+        try:
+            return _listen_on_all(addresses, port)
+        except OSError as error:
+            if not tries:
+                raise PortInUse(f"cannot listen on {host} port {port}: {error.strerror}") from error
+
+
+def _listen_on_all(addresses: Iterable[tuple[int, tuple[Any, ...]]], port: int) -> list[socket.socket]:
+    """An address that this machine lacks, as IPv6's often is, is passed over if there is another."""
+    missing: OSError | None = None
+    listeners: list[socket.socket] = []
+    with contextlib.ExitStack() as opened:
+        for family, (name, _, *rest) in addresses:
+            try:
+                listener = opened.enter_context(_listen(family, (name, port, *rest)))
+            except OSError as error:
+                if error.errno not in NO_SUCH_ADDRESS:
+                    raise
+                missing = error
+            else:
+                listeners.append(listener)
+                port = listener.getsockname()[1]  # where it was 0, the next address takes the same
+        if missing is not None and not listeners:
+            raise missing
+        opened.pop_all()
+    return listeners
+
+
+def _listen(family: int, address: tuple[Any, ...]) -> socket.socket:
+    listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         # Accepted sockets inherit it. Without it a closed connection whose peer does not read stays for ever.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNREAD_MS)
         listener.bind(address)
         listener.listen(BACKLOG)
-    except OSError as error:
+    except OSError:
         listener.close()
-        raise PortInUse(f"cannot listen on {host} port {port}: {error.strerror}") from error
+        raise
     listener.setblocking(False)
     return listener
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import datetime
 import json
 import logging
+import os
 import sys
 import traceback
 from typing import Any
 
 ACCESS = logging.getLogger("wavllm.access")
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message", "taskName"}
-_QUIET = ("uvicorn", "uvicorn.error", "httpx", "asyncio")
+_QUIET = ("uvicorn", "uvicorn.error", "httpx", "asyncio", "grpc", "numba")
+"""Libraries whose debug lines say nothing of this server; numba's are the code of every kernel."""
 
 
 class DiscreetFormatter(logging.Formatter):
@@ -61,7 +63,12 @@ def extras(record: logging.LogRecord) -> dict[str, Any]:
 
 
 def configure(log_format: str, level: str) -> None:
-    """Send all logs of this process to standard error in this shape. Replaces earlier handlers."""
+    """Send all logs of this process to standard error in this shape. Replaces earlier handlers.
+
+    Call it before grpc is imported: its C core asks only then whether it may write, and its lines are plain
+    text. What the operator set wins.
+    """
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
     root = logging.getLogger()

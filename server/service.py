@@ -65,6 +65,10 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 LOADING_RETRY_S = 5.0
+LOST_ENGINE_S = 600.0
+LOST_ENGINE_LOADS = 10
+"""An engine that was lost gets ten times what its first load took, at least ten minutes, to be ready again.
+After that the whole process is to be started anew."""
 
 
 class SpeechService:
@@ -94,6 +98,7 @@ class SpeechService:
         self._rate = RateLimiter(settings.rate_limit) if settings.rate_limit else None
         self._state = ServiceState.STARTING
         self._ready_at = 0
+        self._lost_limit_s = LOST_ENGINE_S
         self._open: set[Reservation] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._idle = asyncio.Event()
@@ -102,7 +107,9 @@ class SpeechService:
 
     async def start(self) -> None:
         """Load the model, start the decoder, warm both up. Raises EngineError if the model cannot load."""
+        began = time.monotonic()
         await self._engine.start()
+        self._lost_limit_s = max(LOST_ENGINE_S, LOST_ENGINE_LOADS * (time.monotonic() - began))
         self._decoder = self._make_decoder(self.max_audio_s)
         await self._decoder.start()
         await self._decoder.decode(tone_wav(max(1.0, 2 * self.settings.min_audio_seconds)))
@@ -197,7 +204,7 @@ class SpeechService:
         """State of the server and its engine; a full queue fails neither answer."""
         health = self._engine.health()
         hung = health.state is EngineState.READY and health.heartbeat_age_s >= self.settings.engine_timeout
-        live = not hung
+        live = not hung and health.lost_s < self._lost_limit_s
         ready = self._state is ServiceState.READY and health.state is EngineState.READY and live
         return Readiness(ready, live, self._public_state(), health.detail)
 

@@ -41,7 +41,11 @@ class Settings(BaseSettings):
         env_prefix="WAVLLM_", frozen=True, extra="forbid", protected_namespaces=()
     )
 
-    host: str = Field("0.0.0.0", min_length=1, description="Address to listen on, for all ports.")
+    host: str = Field(
+        "0.0.0.0",
+        min_length=1,
+        description="Address to listen on, for all ports; a name stands for all of its addresses.",
+    )
     http_port: Port = Field(8000, description="Port of the REST API; 0 takes a free one.")
     grpc_port: Port = Field(50051, description="Port of the gRPC API; 0 takes a free one.")
     metrics_port: Port = Field(
@@ -133,8 +137,13 @@ class Settings(BaseSettings):
     @field_validator("api_key", mode="before")
     @classmethod
     def _split_keys(cls, value: object) -> object:
-        """The environment holds all keys in one string, with commas between them."""
-        return [key.strip() for key in value.split(",") if key.strip()] if isinstance(value, str) else value
+        """The environment holds all keys in one string, with commas between them; an empty one means none."""
+        if not isinstance(value, str):
+            return value
+        keys = [key.strip() for key in value.split(",") if key.strip()]
+        if value and not keys:  # somebody meant to set one: an open server is not what they want
+            raise ValueError("WAVLLM_API_KEY holds no key; leave it out, or empty, to serve without keys")
+        return keys
 
     @field_validator("api_key")
     @classmethod

@@ -254,11 +254,15 @@ class ModelInfo:
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """State of an engine and seconds since its thread last gave a sign of life."""
+    """State of an engine and seconds since its thread last gave a sign of life.
+
+    lost_s: seconds since an engine that had been ready was lost; 0 while it is ready, and before it was.
+    """
 
     state: EngineState
     heartbeat_age_s: float
     detail: str = ""
+    lost_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Protocol
 
 from server_process import ServerProcess
 
@@ -30,6 +30,13 @@ def free_ports(count: int) -> list[int]:
         for probe in probes:
             probe.bind(("127.0.0.1", 0))
         return [int(probe.getsockname()[1]) for probe in probes]
+
+
+class Ports(Protocol):
+    """Where a balancer's file is to look for a replica."""
+
+    http_port: int
+    grpc_port: int
 
 
 class Replica:
@@ -100,7 +107,7 @@ def replace_all(text: str, changes: dict[str, str]) -> str:
     return text
 
 
-def backends(replicas: tuple[Replica, Replica]) -> dict[str, str]:
+def backends(replicas: tuple[Ports, Ports]) -> dict[str, str]:
     """Replacements of the replicas' addresses."""
     changes = {}
     for name, replica in zip(NAMES, replicas, strict=True):
@@ -141,7 +148,7 @@ def wait_for_port(port: int, process: subprocess.Popen[str], log: Path) -> None:
 
 @contextlib.contextmanager
 def nginx(
-    directory: Path, replicas: tuple[Replica, Replica], more: dict[str, str] | None = None
+    directory: Path, replicas: tuple[Ports, Ports], more: dict[str, str] | None = None
 ) -> Iterator[Balancer]:
     """The shipped nginx.conf and its readiness.sh. more: further replacements."""
     directory.mkdir()
@@ -157,7 +164,8 @@ def nginx(
     config.write_text(replace_all(shipped, {**changes, **(more or {})}), encoding="utf-8")
     user = "user root;" if os.getuid() == 0 else ""  # who else may enter pytest's directories?
     command = [tool("nginx"), "-c", str(config), "-e", "stderr", "-g", f"daemon off; {user}"]
-    urls = [f"{name}={replica.server.url}/readyz" for name, replica in zip(NAMES, replicas, strict=True)]
+    ports = [replica.http_port for replica in replicas]
+    urls = [f"{name}=http://127.0.0.1:{port}/readyz" for name, port in zip(NAMES, ports, strict=True)]
     watch = [str(DOCKER / "nginx" / "readiness.sh"), str(directory / "readiness"), *urls]
     log = directory / "log"
     with log.open("w") as file, running(watch, file), running(command, file) as process:
@@ -167,7 +175,7 @@ def nginx(
 
 @contextlib.contextmanager
 def haproxy(
-    directory: Path, replicas: tuple[Replica, Replica], more: dict[str, str] | None = None
+    directory: Path, replicas: tuple[Ports, Ports], more: dict[str, str] | None = None
 ) -> Iterator[Balancer]:
     """The shipped haproxy.cfg and its load.lua. more: further replacements."""
     directory.mkdir()

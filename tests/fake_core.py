@@ -176,3 +176,7 @@ def _fail(how: str, build: int) -> None:
         time.sleep(3600)
     if how == "second-fails" and build == 2:
         raise ValueError("not this time")
+    if how == "second-fails-third-hangs" and build in (2, 3):
+        if build == 2:
+            raise ValueError("not this time")
+        time.sleep(3600)

@@ -64,6 +64,7 @@ class FakeEngine:
     load_error: ServerError | None = None
     state: EngineState = EngineState.STARTING
     heartbeat_age_s: float = 0.0
+    lost_s: float = 0.0
     requests: list[GenerateRequest] = field(default_factory=list)
     live: set[str] = field(default_factory=set)
     aborted: list[str] = field(default_factory=list)
@@ -143,7 +144,7 @@ class FakeEngine:
         self.abort_calls.append(request_id)
 
     def health(self) -> Health:
-        return Health(self.state, self.heartbeat_age_s)
+        return Health(self.state, self.heartbeat_age_s, lost_s=self.lost_s)
 
     def stats(self) -> EngineStats:
         return self.stats_now

@@ -39,6 +39,7 @@ class EngineFront(abc.ABC):
         self._info: ModelInfo | None = None
         self._state = EngineState.STARTING
         self._detail = "not started"
+        self._lost_at: float | None = None
         self._loaded: asyncio.Future[None] | None = None
 
     @property
@@ -66,7 +67,8 @@ class EngineFront(abc.ABC):
         """State and reason. The heartbeat's age is 0 unless ready: loading gives no heartbeat."""
         heard = self._last_heard() if self._state is EngineState.READY else None
         age_s = 0.0 if heard is None else max(0.0, time.monotonic() - heard)
-        return Health(self._state, age_s, self._detail)
+        lost_s = 0.0 if self._lost_at is None else time.monotonic() - self._lost_at
+        return Health(self._state, age_s, self._detail, lost_s)
 
     def stats(self) -> EngineStats:
         """The newest snapshot; zeros while the engine is down."""
@@ -116,7 +118,7 @@ class EngineFront(abc.ABC):
         return self._loaded
 
     def _set_ready(self, info: ModelInfo) -> None:
-        self._info, self._state, self._detail = info, EngineState.READY, ""
+        self._info, self._state, self._detail, self._lost_at = info, EngineState.READY, "", None
         if self._loaded is not None and not self._loaded.done():
             self._loaded.set_result(None)
 
@@ -132,6 +134,8 @@ class EngineFront(abc.ABC):
 
     def _end_failed(self, why: str) -> None:
         """The engine broke down: every open stream ends with an error that says no more than that."""
+        if self._info is not None and self._lost_at is None:  # else it was lost before, and is so still
+            self._lost_at = time.monotonic()
         self._end_all(EngineState.FAILED, why, EngineError(STOPPED_MESSAGE))
 
     def _end_stopped(self) -> None:

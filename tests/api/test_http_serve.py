@@ -197,5 +197,5 @@ def free_port() -> int:
     """A port that was free a moment ago."""
     from server.http_server import bind
 
-    with bind("127.0.0.1", 0) as listener:
+    with bind("127.0.0.1", 0)[0] as listener:
         return listener.getsockname()[1]

@@ -10,9 +10,11 @@ import time
 
 import pytest
 from fakes import FakeDecoder, FakeEngine, eventually, make_service
-from http_harness import check_law, counted, json_body, live_server, post, post_head
+from http_harness import RawClient, check_law, counted, json_body, live_server, post, post_head
 
-from server.http_server import bind
+from server import http_server
+from server.http_api import create_app
+from server.http_server import HttpServer, PortInUse, bind
 from server.types import Stage
 
 CAP = 25 * 2**20 * 4 // 3 + 65536
@@ -320,7 +322,7 @@ async def test_a_body_that_stops_coming_gives_its_place_back(monkeypatch):
 
 def test_a_peer_that_reads_nothing_loses_its_connection(monkeypatch):
     monkeypatch.setattr("server.http_server.UNREAD_MS", 500)
-    with bind("127.0.0.1", 0) as listener, socket.socket() as client:
+    with bind("127.0.0.1", 0)[0] as listener, socket.socket() as client:
         client.connect(listener.getsockname())
         listener.setblocking(True)
         ours, _ = listener.accept()
@@ -362,9 +364,77 @@ async def test_health_answers_while_a_large_body_is_taken_apart():
         assert worst < 0.3, "the event loop stood still; locally about 0.05 s, with both ends in one loop"
 
 
-async def test_a_port_in_use_is_one_clear_line():
-    from server.http_server import HttpServer, PortInUse
+def resolve_to(monkeypatch, *names):
+    """Let every host have these addresses; Linux has all of 127.0.0.0/8."""
+    kinds = {True: socket.AF_INET6, False: socket.AF_INET}
+    found = [
+        (kinds[":" in name], socket.SOCK_STREAM, 6, "", (name, 0, 0, 0) if ":" in name else (name, 0))
+        for name in names
+    ]
+    monkeypatch.setattr("server.http_server.socket.getaddrinfo", lambda *_, **__: found)
 
+
+async def test_every_address_of_the_host_answers(monkeypatch):
+    """As `localhost`, which is ::1 to some clients and 127.0.0.1 to others."""
+    resolve_to(monkeypatch, "127.0.0.1", "127.0.0.2", "127.0.0.2")
+    service = make_service()
+    server = HttpServer(create_app(service), service.settings, 0)
+    port = await server.start()
+    monkeypatch.undo()
+    for name in ("127.0.0.1", "127.0.0.2"):
+        client = RawClient(*await asyncio.open_connection(name, port))
+        await client.send(b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n")
+        assert (await client.head())[0] == 200
+        client.vanish()
+    await server.stop()
+    for name in ("127.0.0.1", "127.0.0.2"):
+        with pytest.raises(ConnectionRefusedError):
+            await asyncio.open_connection(name, port)
+
+
+def test_an_address_that_the_machine_lacks_is_passed_over(monkeypatch):
+    """As ::1 is in many containers whose hosts file names it."""
+    elsewhere = "192.0.2.1"
+    resolve_to(monkeypatch, elsewhere, "127.0.0.2")
+    (listener,) = bind("localhost", 0)
+    with listener:
+        assert listener.getsockname()[0] == "127.0.0.2"
+    resolve_to(monkeypatch, elsewhere)
+    with pytest.raises(PortInUse, match=r"^cannot listen on localhost port 0: Cannot assign"):
+        bind("localhost", 0)
+
+
+def test_a_port_taken_at_one_address_is_taken(monkeypatch):
+    with socket.create_server(("127.0.0.2", 0)) as taken:
+        port = taken.getsockname()[1]
+        resolve_to(monkeypatch, "127.0.0.1", "127.0.0.2")
+        with pytest.raises(PortInUse, match=rf"^cannot listen on localhost port {port}: Address already"):
+            bind("localhost", port)
+        socket.create_server(("127.0.0.1", port)).close()  # what was bound before is closed again
+
+
+def test_a_free_port_is_one_that_is_free_at_every_address(monkeypatch):
+    resolve_to(monkeypatch, "127.0.0.1", "127.0.0.2")
+    listen, ports = http_server._listen, []
+
+    def first_clash(family, address):
+        """The second address of the first try."""
+        if len(ports) == 1:
+            ports.append(None)
+            raise OSError(errno.EADDRINUSE, "Address already in use")
+        listener = listen(family, address)
+        ports.append(listener.getsockname()[1])
+        return listener
+
+    monkeypatch.setattr(http_server, "_listen", first_clash)
+    listeners = bind("localhost", 0)
+    assert len({listener.getsockname()[1] for listener in listeners}) == 1
+    assert [listener.getsockname()[1] for listener in listeners] == ports[2:]
+    for listener in listeners:
+        listener.close()
+
+
+async def test_a_port_in_use_is_one_clear_line():
     async with live_server() as server:
         second = HttpServer(lambda *_: None, server.service.settings, server.port)
         with pytest.raises(PortInUse, match=f"port {server.port}"):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import signal
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ import httpx
 import psutil
 import pytest
 from audio_samples import wav
-from balancers import BALANCERS, SHORT_SILENCE, Balancer, Replica, two_replicas
+from balancers import BALANCERS, SHORT_SILENCE, Balancer, Replica, free_ports, two_replicas
 from e2e_client import (
     CASES,
     CHAT,
@@ -24,6 +26,7 @@ from e2e_client import (
     SHORT,
     ask_grpc,
     chat_request,
+    check_error,
     form,
     golden_form,
     golden_ids,
@@ -243,6 +246,57 @@ def total_waiting(pair: Pair) -> int:
 async def event_ids(call: AsyncIterator[Any]) -> list[int]:
     """Token ids of a stream of events."""
     return [token async for event in call for token in event.delta.token_ids]
+
+
+@dataclass(frozen=True)
+class Pretended:
+    """Ports on which no server of ours listens."""
+
+    http_port: int
+    grpc_port: int
+
+
+async def never_answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Ready, but silent to every question, and gone at once at the path /gone."""
+    path = (await reader.readline()).split()[1:2]
+    if path == [b"/readyz"]:
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
+    elif path != [b"/gone"]:
+        with contextlib.suppress(ConnectionError, asyncio.CancelledError):
+            await reader.read()
+    writer.close()
+
+
+OwnRefusal = tuple[int, str, httpx.Headers]
+"""Status, code of the error, headers."""
+
+
+async def own_refusal(balancer: Balancer, method: str = "POST", path: str = CHAT) -> OwnRefusal:
+    """What the balancer itself says."""
+    question = form("Hi", CLIP) if method == "POST" else {}
+    async with httpx.AsyncClient(timeout=60, base_url=balancer.url) as client:
+        response = await client.request(method, path, **question)
+    assert response.headers["content-type"] == "application/json"
+    return response.status_code, check_error(response.json())["code"], response.headers
+
+
+async def test_no_replica_at_all(kind: str, tmp_path: Path) -> None:
+    replicas = Pretended(*free_ports(2)), Pretended(*free_ports(2))
+    with BALANCERS[kind](tmp_path / kind, replicas) as balancer:
+        status, code, headers = await own_refusal(balancer)
+    assert (status, code, headers["retry-after"]) == (503, "not_ready", "1")
+
+
+async def test_replicas_that_say_nothing_or_leave(kind: str, tmp_path: Path) -> None:
+    servers = [await asyncio.start_server(never_answer, "127.0.0.1", 0) for _ in range(2)]
+    first, second = (Pretended(server.sockets[0].getsockname()[1], *free_ports(1)) for server in servers)
+    with BALANCERS[kind](tmp_path / kind, (first, second), SHORT_SILENCE[kind]) as balancer:
+        status, code, headers = await own_refusal(balancer)
+        assert (status, code, headers["x-should-retry"]) == (504, "deadline_exceeded", "false")
+        status, code, _ = await own_refusal(balancer, "GET", "/gone")
+    assert (status, code) == {"nginx": (503, "not_ready"), "haproxy": (502, "internal_error")}[kind]
+    for server in servers:
+        server.close()
 
 
 async def test_haproxy_sends_less_to_a_replica_with_a_queue(pair: Pair, tmp_path: Path) -> None:

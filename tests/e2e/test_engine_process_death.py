@@ -176,6 +176,37 @@ async def test_a_stopped_child_counts_as_hung(tmp_path):
         assert is_gone(pid)
 
 
+async def test_how_long_an_engine_is_lost_counts_from_its_end_to_the_next_ready(tmp_path):
+    """Over restarts that fail, and while one hangs as it loads, where there is no heartbeat."""
+    async with started(tmp_path, how="second-fails-third-hangs") as engine:
+        assert engine.health().lost_s == 0
+        began = time.monotonic()
+        os.kill(engine.child_pid, signal.SIGKILL)
+        await until(lambda: (tmp_path / "builds").read_text() == "xxx")
+        health = engine.health()
+        assert health.state is EngineState.STARTING
+        await asyncio.sleep(0.2)
+        assert health.lost_s + 0.2 <= engine.health().lost_s <= time.monotonic() - began
+        assert time.monotonic() - began - engine.health().lost_s < 0.3
+        os.kill(engine.child_pid, signal.SIGKILL)
+        await answered_again(engine)
+        assert engine.health().lost_s == 0
+
+
+async def test_a_hung_child_that_cannot_be_killed_is_left_behind(tmp_path, monkeypatch):
+    monkeypatch.setattr("server.engine_process.KILLED_S", 0.2)
+    async with started(tmp_path, heartbeat_timeout_s=0.6) as engine:
+        pid = engine.child_pid
+        with monkeypatch.context() as patched:
+            patched.setattr(EngineLink, "kill", lambda _: None)
+            await answer(engine, "hang")
+            await answered_again(engine)
+            assert not is_gone(pid)
+        os.kill(pid, signal.SIGKILL)
+        await until(lambda: is_gone(pid))
+        assert isinstance((await answer(engine, "tokens=2", "after"))[-1], Finished)
+
+
 async def test_a_busy_event_loop_is_no_hang(tmp_path):
     async with started(tmp_path, heartbeat_timeout_s=0.6) as engine:
         pid = engine.child_pid

@@ -1,11 +1,14 @@
 """Numbers in the balancers' files agree with the server's. Whether they work: tests/e2e/test_balancers.py."""
 
+import json
 import re
 from pathlib import Path
 
 import pytest
+from error_tree import all_errors
 
 from server.grpc_servicer import SERVICE_NAME
+from server.http_errors import error_body
 from server.http_server import KEEP_ALIVE_S
 from server.service_types import Load
 from server.settings import MIB, Settings
@@ -80,6 +83,16 @@ def test_nginx_leaves_refusals_to_the_server(settings):
     """Its own page for a body that is too large is for what is larger than any the server would take."""
     (limit,) = re.findall(r"client_max_body_size (\d+)m;", NGINX)
     assert settings.max_body_bytes < int(limit) * MIB < settings.max_body_bytes + 4 * MIB
+
+
+@pytest.mark.parametrize("text", [NGINX, HAPROXY], ids=["nginx", "haproxy"])
+def test_refusals_of_its_own_have_the_servers_shape(text):
+    errors = {error.code: error for error in all_errors()}
+    bodies = [json.loads(body) for body in re.findall(r"'(\{.*\})'", text)]
+    assert len(bodies) == 3
+    for body in bodies:
+        told = body["error"]
+        assert error_body(errors[told["code"]](told["message"])) == body
 
 
 def test_routes_and_fields_exist():

@@ -164,11 +164,24 @@ def test_serve_says_why_a_model_does_not_load(odd_model: Path):
 def test_a_port_in_use_is_one_clear_line(odd_model: Path):
     from server.http_server import bind
 
-    with bind("127.0.0.1", 0) as taken:
+    with bind("127.0.0.1", 0)[0] as taken:
         port = taken.getsockname()[1]
         ports = (f"--http-port={port}", "--grpc-port=0", "--metrics-port=0", "--host=127.0.0.1")
         done = run("serve", f"--model={odd_model}", "--log-level=error", *ports)
     assert_one_line(done, 1, f"port {port}", "in use")
+
+
+def test_a_grpc_port_in_use_is_one_clear_line(odd_model: Path):
+    """gRPC's C core would write one of its own before it, unless the operator asks for that."""
+    from server.http_server import bind
+
+    with bind("127.0.0.1", 0)[0] as taken:
+        port = taken.getsockname()[1]
+        ports = ("--http-port=0", f"--grpc-port={port}", "--metrics-port=0", "--host=127.0.0.1")
+        command = ("serve", f"--model={odd_model}", "--log-level=error", *ports)
+        assert_one_line(run(*command), 1, "--grpc-port", str(port))
+        done = run(*command, GRPC_VERBOSITY="ERROR")
+    assert len(done.stderr.splitlines()) == 2
 
 
 def test_convert_says_which_option_is_missing_or_too_many():

@@ -13,7 +13,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
 
+from server.bench import run as benchmark
+from server.cli import build_app
+from server.eval import run as evaluation
 from server.grpc_api import EXPIRE_S
 from server.http_server import CLOSE_GRACE_S
 from server.serve import GRPC_GRACE_S
@@ -235,11 +239,37 @@ def test_compose_hands_the_keys_to_whoever_needs_them():
     assert keys == {"${WAVLLM_API_KEY:-}"}
 
 
+def size_of(options):
+    """Bytes that a tmpfs with these options may hold; without a size it is half of the machine's memory."""
+    (size,) = [option.removeprefix("size=") for option in options if option.startswith("size=")]
+    assert size.endswith("g")
+    return int(size[:-1]) * 2**30
+
+
+def test_what_nginx_buffers_is_bounded():
+    """Whole bodies, of whoever sends them: it asks for no key."""
+    (volume,) = NGINX["volumes"]
+    room = size_of(NGINX["volumes"][volume]["driver_opts"]["o"].split(","))
+    config = (ROOT / "docker" / "nginx" / "nginx.conf").read_text(encoding="utf-8")
+    assert "client_body_temp_path /tmp/" in config
+    assert f"{volume}:/tmp" in NGINX["services"]["balancer"]["volumes"]
+    (largest,) = re.findall(r"client_max_body_size (\d+)m;", config)
+    assert room >= 20 * int(largest) * 2**20
+
+
+def test_every_tmpfs_of_the_readme_has_a_size():
+    mounts = re.findall(r"--tmpfs /tmp:(\S+)", README)
+    assert mounts
+    assert {size_of(mount.split(",")) for mount in mounts} == {2**30}
+
+
 def test_compose_shuts_the_replicas_in():
     for name in REPLICAS:
         service = COMPOSE["services"][name]
         assert service["read_only"] is True
-        assert service["tmpfs"] == ["/tmp:exec"]  # Triton and Numba load what they compiled
+        (options,) = [mount.removeprefix("/tmp:").split(",") for mount in service["tmpfs"]]
+        assert "exec" in options  # Triton and Numba load what they compiled
+        assert size_of(options) == 2**30
         assert service["cap_drop"] == ["ALL"]
         assert service["security_opt"] == ["no-new-privileges:true"]
 
@@ -265,6 +295,18 @@ def test_nginx_in_compose_knows_the_replicas_by_addresses_that_stay():
     assert urls == [f"{name}=http://{name}:8000/readyz" for name in REPLICAS]
     config = (ROOT / "docker" / "nginx" / "nginx.conf").read_text(encoding="utf-8")
     assert set(re.findall(r"-f (\S+)\)", config)) == {f"{directory}/{name}.out" for name in REPLICAS}
+
+
+def test_the_readme_says_which_commands_the_image_can_run():
+    installed = {Requirement(line).name for line in PROJECT["dependencies"]}
+    needs = {"eval": evaluation.EXTRA, "bench": benchmark.EXTRA}
+    assert all(set(extra) - installed for extra in needs.values())
+    text = " ".join(README.split())
+    able = re.search(r"((?:`\w+`(?:, | and )?)+) work the same way", text)
+    unable = re.search(r"((?:`\w+`(?:, | and )?)+) need the extra `eval`, which the image lacks", text)
+    assert set(re.findall(r"\w+", unable[1])) - {"and"} == needs.keys()
+    commands = {command.name for command in build_app().registered_commands}
+    assert set(re.findall(r"\w+", able[1])) - {"and"} == commands - {"serve"} - needs.keys()
 
 
 def test_the_readme_names_flags_variables_and_files_that_exist():

@@ -109,6 +109,13 @@ def test_probes_give_time_to_load_and_do_not_kill_in_haste():
     assert liveness["periodSeconds"] * liveness["failureThreshold"] >= 30
 
 
+def test_a_rollout_is_not_given_up_while_a_pod_may_still_load():
+    """The same time again for pulling the image; Kubernetes' own deadline is ten minutes in all."""
+    startup = PROBES["startup"]
+    load_s = startup["periodSeconds"] * startup["failureThreshold"]
+    assert DEPLOYMENT["progressDeadlineSeconds"] >= 2 * load_s + DEPLOYMENT["minReadySeconds"]
+
+
 def test_the_grace_period_covers_everything_before_the_end():
     command, seconds = CONTAINER["lifecycle"]["preStop"]["exec"]["command"]
     assert command == "sleep"

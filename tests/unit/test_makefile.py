@@ -68,6 +68,17 @@ def test_every_tool_comes_before_all_tests_run() -> None:
     assert {"env-train", "env-ray", "env-tools", "bench-env", "lint"} == set(needed.split())
 
 
+def test_the_readme_offers_the_small_torch_before_it_brings_the_large_one() -> None:
+    """`make env` does nothing where .venv is there, whatever the flags."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (command,) = re.findall(r"^make (.+PIP_FLAGS=.+)$", readme, re.M)
+    assert readme.index(command) < readme.index("\nmake serve\n")
+    targets, flags = command.split(" PIP_FLAGS=")
+    assert targets.split() == ["clean", "env"]
+    made = make("--dry-run", "--always-make", *targets.split(), "PIP_FLAGS=" + flags.strip('"'))
+    assert made.index("rm -rf .venv") < made.index(flags.strip('"') + " -r requirements.lock")
+
+
 def test_everything_that_the_project_asks_for_is_pinned() -> None:
     """The Docker image and `make env` install nothing but the lock."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]

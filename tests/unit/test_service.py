@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from types import SimpleNamespace
 
 import pytest
 from fakes import AUDIO_TOKENS, PROMPT_TOKENS, FakeDecoder, FakeEngine, eventually, make_service, wav_clip
@@ -533,6 +534,27 @@ async def test_a_dead_engine_fails_readiness_and_refuses():
     engine.heartbeat_age_s = 120.0
     assert not service.readiness().live
     assert not service.readiness().ready
+
+
+@pytest.mark.parametrize(("load_s", "limit_s"), [(1.0, 600.0), (100.0, 1000.0)])
+async def test_an_engine_that_stays_lost_is_not_alive(monkeypatch, load_s, limit_s):
+    """It is loaded again and again, or that hangs: from some time on only a new process can help."""
+    clock = 0.0
+    monkeypatch.setattr("server.service.time", SimpleNamespace(monotonic=lambda: clock, time=time.time))
+    engine = FakeEngine(load_gate=asyncio.Event())
+    service = make_service(engine)
+    start = asyncio.create_task(service.start())
+    await asyncio.sleep(0)
+    clock = load_s
+    engine.load_gate.set()
+    await start
+    for state in (EngineState.FAILED, EngineState.STARTING):
+        engine.state = state
+        engine.lost_s = limit_s - 1
+        assert service.readiness().live
+        engine.lost_s = limit_s
+        assert not service.readiness().live
+    await service.stop()
 
 
 async def test_a_full_queue_fails_neither_probe():

@@ -76,6 +76,19 @@ def test_keys_come_from_flags_environment_and_file(monkeypatch, tmp_path: Path):
     assert "key-one" not in settings.model_dump_json()
 
 
+@pytest.mark.parametrize("value", [" ", ",", " , ,", "\n"])
+def test_a_variable_that_holds_no_key_does_not_open_the_server(monkeypatch, value):
+    monkeypatch.setenv("WAVLLM_API_KEY", value)
+    with pytest.raises(SettingsError, match=r"^--api-key: WAVLLM_API_KEY holds no key"):
+        load_settings()
+
+
+def test_an_empty_variable_is_none(monkeypatch):
+    """As compose hands it on where nobody set it."""
+    monkeypatch.setenv("WAVLLM_API_KEY", "")
+    assert load_settings().load_api_keys() == ()
+
+
 def test_a_key_file_without_keys_is_refused(tmp_path: Path):
     file = tmp_path / "keys"
     file.write_text("# none\n")
