@@ -18,6 +18,7 @@ from server.engine_wire import Abort, Build, LoadFailed, Loading, Ready, Replies
 from server.types import EngineConfig, EngineState, GenerateRequest, ModelInfo, StepOutput
 
 MIN_RETRY_AFTER_S = 1.0
+LAST_CHANCE_S = 1.0
 KILLED_S = 30.0
 """A killed child gets this long to be gone; a driver may take a while to give up a large model's memory."""
 
@@ -130,12 +131,21 @@ class EngineProcess(EngineFront):
         try:
             while not link.lost.done():
                 await asyncio.wait([link.lost], timeout=self._silence_left_s(link))
-                if self._silence_left_s(link) <= 0:
+                if self._silence_left_s(link) <= 0 and await self._stays_silent(link):
                     return await self._end_hung(link)
             return self._load_failure or f"the engine process {link.lost.result()}"
         finally:
             link.kill()  # also when this task is cancelled
             self._link = None
+
+    async def _stays_silent(self, link: EngineLink) -> bool:
+        """Whether another moment brings no sign of life either.
+
+        Where the whole server was suspended, this side may wake first and find the last sign long ago.
+        """
+        heard = link.last_heard
+        await asyncio.wait([link.lost], timeout=min(LAST_CHANCE_S, self._heartbeat_timeout_s))
+        return not link.lost.done() and link.last_heard == heard
 
     async def _end_hung(self, link: EngineLink) -> str:
         """Kill a silent child. Its requests end before that: a stuck driver can hold a killed process.

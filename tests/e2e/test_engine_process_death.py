@@ -170,7 +170,7 @@ async def test_a_stopped_child_counts_as_hung(tmp_path):
         pid = engine.child_pid
         os.kill(pid, signal.SIGSTOP)
         await until(lambda: engine.health().heartbeat_age_s > 0.4)
-        await until(lambda: engine.health().state is EngineState.FAILED, 1)
+        await until(lambda: engine.health().state is EngineState.FAILED, 2)
         assert is_gone(pid) or engine.child_pid == pid
         await answered_again(engine)
         assert is_gone(pid)
@@ -212,6 +212,18 @@ async def test_a_busy_event_loop_is_no_hang(tmp_path):
         pid = engine.child_pid
         time.sleep(1.0)  # blocks the loop on purpose
         await asyncio.sleep(0.1)
+        assert engine.health().state is EngineState.READY
+        assert engine.child_pid == pid
+
+
+async def test_a_server_that_was_suspended_is_no_hang(tmp_path):
+    """All of it stands still, and the supervisor wakes before its child can say anything."""
+    async with started(tmp_path, heartbeat_timeout_s=0.6) as engine:
+        pid = engine.child_pid
+        os.kill(pid, signal.SIGSTOP)
+        time.sleep(1.0)  # the supervisor stands still too
+        asyncio.get_running_loop().call_later(0.1, os.kill, pid, signal.SIGCONT)
+        await asyncio.sleep(1.0)
         assert engine.health().state is EngineState.READY
         assert engine.child_pid == pid
 
