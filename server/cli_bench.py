@@ -26,7 +26,7 @@ from server.bench.report import (
 )
 from server.bench.run import bench
 from server.bench.types import BenchError, Plan, ReferenceTime
-from server.cli_errors import CommandError
+from server.cli_errors import CommandError, check_server
 from server.cli_progress import progress_bar
 
 INTERRUPTED = 130
@@ -81,8 +81,7 @@ def run_plan(plan: Plan) -> None:
 
 def check(plan: Plan) -> None:
     """Raise CommandError for options that do not go together."""
-    if not plan.server.startswith(("http://", "https://")):
-        raise CommandError("--server: must start with http:// or https://", 2)
+    check_server(plan.server, plan.api_key)
     if plan.manifest is not None and (plan.audio or plan.prompts):
         raise CommandError("--manifest: does not go with --audio or --prompt", 2)
     if plan.manifest is None and plan.audio_root is not None:

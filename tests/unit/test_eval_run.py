@@ -469,6 +469,7 @@ def test_wrong_calls_are_one_line(tmp_path: Path):
     manifest = tmp_path / "asr.tsv"
     manifest.write_text("id\taudio\n")
     assert_one_line(run("eval", str(manifest), "--server=x.org"), 2, "--server", "http://")
+    assert_one_line(run("eval", str(manifest), "--server=http://[::1"), 2, "--server", "no address")
     assert_one_line(run("eval", str(manifest), "--server=http://x", "--dtype=auto"), 2, "--dtype", "--server")
     assert_one_line(run("eval", str(manifest), "--api-key=x"), 2, "--api-key", "--server")
     assert_one_line(run("eval", str(manifest), f"--model={tmp_path}"), 1, "config.json")
