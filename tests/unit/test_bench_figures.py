@@ -301,7 +301,7 @@ def test_options_that_are_lists():
     for wrong in ("", "1,x", "0", "-1", "nan"):
         with pytest.raises(CommandError, match="--request-rate"):
             parse_rates(wrong)
-    for wrong in ("ttft", "itl:5", "ttft:soon"):
+    for wrong in ("ttft", "itl:5", "ttft:soon", "ttft:inf", "e2e:nan", "tpot:0"):
         with pytest.raises(CommandError, match="--goodput"):
             parse_slos((wrong,))
 
@@ -312,6 +312,10 @@ def test_options_that_are_lists():
         ({"server": "x.org"}, ("--server", "http://")),
         ({"manifest": Path("a.tsv")}, ("--manifest", "--prompt")),
         ({"audio_root": Path("x")}, ("--audio-root", "--manifest")),
+        ({"duration_s": math.inf, "rates": (1.0,)}, ("--duration", "inf")),
+        ({"burstiness": math.inf}, ("--burstiness", "inf")),
+        ({"timeout_s": math.nan}, ("--timeout", "nan")),
+        ({"cancel_share": math.nan}, ("--cancel-share", "nan")),
         ({"duration_s": 5.0}, ("--duration", "--num-requests")),
         ({"cancel_share": 0.1, "reference": ReferenceTime.NONE}, ("--cancel-share", "--reference")),
     ],
