@@ -76,9 +76,14 @@ def run_plan(plan: Plan) -> None:
     except OSError as error:
         raise CommandError(f"{error.filename or plan.output}: {error.strerror}") from error
     except KeyboardInterrupt as error:
-        message = f"interrupted; the rates that were finished are in {plan.output / RESULTS}"
-        raise CommandError(message, INTERRUPTED) from error
+        raise CommandError(_interrupted(plan.output / RESULTS), INTERRUPTED) from error
     _show(plan, results)
+
+
+def _interrupted(results: Path) -> str:
+    if results.exists():
+        return f"interrupted; the rates that were finished are in {results}"
+    return "interrupted before a rate was finished: there are no results"
 
 
 def check(plan: Plan) -> None:

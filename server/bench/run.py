@@ -13,7 +13,7 @@ from server.bench.alone import ask_alone, questions_json, reference_json
 from server.bench.figures import row_figures
 from server.bench.load import Offer
 from server.bench.questions import Asked, load_questions
-from server.bench.report import RESULTS, SCHEMA, remarks_on, write_pages, write_results
+from server.bench.report import RESULTS, SCHEMA, prepare_directory, remarks_on, write_pages, write_results
 from server.bench.schedule import Arrivals
 from server.bench.setup import setup_json
 from server.bench.types import Api, Asker, BenchError, Exchange, Load, Plan, Record, References, ReferenceTime
@@ -44,6 +44,7 @@ async def bench(plan: Plan, bar: Bar) -> dict[str, Any]:
         HttpAsker(plan.server, plan.api, plan.api_key, timeout_s=plan.timeout_s)
     ) as asker:
         server = await asker.describe()
+        prepare_directory(plan.output)
         model = server["model"] or {}
         with bar("Reading clips") as on_progress:
             asked = load_questions(plan, model.get("max_audio_seconds"), on_progress)

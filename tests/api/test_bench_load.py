@@ -246,6 +246,14 @@ async def test_an_interrupted_sweep_keeps_what_was_finished(tmp_path: Path):
     assert [row["request_rate"] for row in results["rows"]] == [100.0]
 
 
+async def test_results_that_cannot_be_kept_are_not_measured(tmp_path: Path):
+    (tmp_path / "results").write_text("a file where the directory should be")
+    async with scripted(Script()) as server:
+        with pytest.raises(FileExistsError):
+            await run_bench(server, tmp_path)
+    assert server.requests == []
+
+
 async def test_connections_are_used_again(tmp_path: Path):
     async with scripted(Script()) as server:
         await run_bench(server, tmp_path, max_concurrency=1)
