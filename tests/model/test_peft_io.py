@@ -325,6 +325,8 @@ def test_old_and_new_spellings_of_the_base_configuration(ours, base, adapter, tm
     data = json.loads((old / "config.json").read_text())
     theta = data.pop("rope_parameters")["rope_theta"]
     data |= {"rope_theta": theta, "rope_scaling": None, "torch_dtype": "float32", "pretraining_tp": 1}
+    data |= {"_attn_implementation_autoset": True, "attn_implementation": "sdpa", "_commit_hash": "f5db02d"}
+    data |= {"unsloth_version": "2024.9", "gradient_checkpointing": False, "quantization_config": None}
     (old / "config.json").write_text(json.dumps(data))
     state = load_file(old / "model.safetensors")
     state["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(16)
