@@ -202,20 +202,20 @@ def evaluate(
 
     run_plan(
         Plan(
-            manifest,
-            server,
-            api_key,
-            model,
-            device or "auto",
-            dtype or "auto",
-            task,
-            audio_root,
-            output,
-            concurrency,
-            max_tokens,
-            limit,
-            spelling,
-            overwrite,
+            manifest=manifest,
+            server=server,
+            api_key=api_key,
+            model=model,
+            device=device or "auto",
+            dtype=dtype or "auto",
+            task=task,
+            audio_root=audio_root,
+            output=output,
+            concurrency=concurrency,
+            max_tokens=max_tokens,
+            limit=limit,
+            spelling=spelling,
+            overwrite=overwrite,
         )
     )
 
