@@ -1,7 +1,8 @@
 """What a section in the names of a Hugging Face configuration may hold.
 
 A field is kept if our configuration has it, refused unless it has the one value that the code computes with
-if it would change the mathematics, ignored if it cannot, and refused by name if nobody here knows it.
+if it would change the mathematics, ignored if it cannot, and refused by name if nobody here knows it, unless
+it is null: what is switched off changes nothing.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ DESCRIPTIVE = (
     r"architectures|model_type|torch_dtype|dtype|transformers_version|_name_or_path|use_cache|return_dict"
     r"|output_hidden_states|output_attentions|is_encoder_decoder|id2label|label2id|problem_type|tokenizer_class"
     r"|chunk_size_feed_forward|processor_class|feature_extractor_type|pretraining_tp"
+    r"|_?attn_implementation.*|_commit_hash|gradient_checkpointing|unsloth_.*"
 )
 
 
@@ -52,13 +54,15 @@ class Rules:
         for name, value in section.items():
             if name in self.fixed and value != self.fixed[name]:
                 raise ConfigError(f"{place}.{name}: {value!r} is not supported, only {self.fixed[name]!r}")
-            if name not in self.known and name not in self.fixed and not self._is_ignored(name):
+            if value is not None and not self._is_understood(name):
                 raise ConfigError(f"{place}.{name}: unknown field")
         kept = {name: value for name, value in section.items() if name in self.known}
         _check_sizes(kept, place)
         return kept
 
-    def _is_ignored(self, name: str) -> bool:
+    def _is_understood(self, name: str) -> bool:
+        if name in self.known or name in self.fixed:
+            return True
         return re.fullmatch(f"{CHOSEN_BY_TRAINING}|{DESCRIPTIVE}|{self.ignored}", name) is not None
 
 

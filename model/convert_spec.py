@@ -78,7 +78,7 @@ def _rope_theta(rope: Any, fields: Fields, place: str) -> Fields:
     for name, value in rope.items():
         if name in ("rope_type", "type") and value != DEFAULT_ROPE:
             raise ConfigError(f"{place}.{name}: {value!r} is not supported, only {DEFAULT_ROPE!r}")
-        if name not in ("rope_type", "type", "rope_theta"):
+        if value is not None and name not in ("rope_type", "type", "rope_theta"):
             raise ConfigError(f"{place}.{name}: unknown field")
     theta = rope.get("rope_theta")
     if theta is None:

@@ -2,7 +2,8 @@
 
     OUTPUT/adapter_config.json, adapter_model.safetensors   what peft reads
     OUTPUT/speech/                                          what peft does not know of: configuration,
-                                                            tokenizer, encoders, branches, fusion, adapter
+                                                            tokenizer, encoders, branches, fusion, adapter,
+                                                            and a probe of the base model
 
 The prompt adapter's scale has no place in PEFT, where the LoRA acts with scale 1.
 """
@@ -41,6 +42,7 @@ from model.convert_adapter import (
     to_peft,
 )
 from model.convert_llama_hf import check_same_model, open_hf_llama
+from model.convert_probe import check_probe, write_probe
 from model.safetensors_files import RenamedTensors
 from model.safetensors_stream import ShardSet
 
@@ -63,6 +65,7 @@ def export_peft(model_dir: Path, output: Path, progress: Progress | None = None)
         speech = new.path / SPEECH_DIRECTORY
         speech.mkdir()
         _export_speech(config, tensors, speech, counter)
+        write_probe(config.llama, tensors, speech)
         shutil.copyfile(model_dir / TOKENIZER_FILE, speech / TOKENIZER_FILE)
 
 
@@ -107,7 +110,8 @@ def convert_peft(
 
     The speech parts come from `speech_from`, a model directory, or else from the adapter's own `speech/`.
     Their configuration also says the norm's epsilon and the length of the position table, with which they
-    were trained; the base model's sizes and rope_theta must agree with it. dtype: as in `convert_published`.
+    were trained; the base model's sizes and rope_theta must agree with it, and its weights with the probe
+    that an exported adapter has of them. dtype: as in `convert_published`.
 
     Raises CheckpointError or ConfigError that names what is missing, unexpected or not supported.
     """
@@ -117,6 +121,7 @@ def convert_peft(
     home = _speech_home(peft, speech_from)
     config, speech = _open_speech(home)
     check_same_model(llama, config.llama, base_model)
+    check_probe(llama, base, base_model, peft / SPEECH_DIRECTORY)
     check_tokenizer(home / TOKENIZER_FILE, config)
     config = replace(config, lora=lora)
     _write(config, (speech, base, adapter), home / TOKENIZER_FILE, output, target, progress)

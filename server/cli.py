@@ -25,7 +25,7 @@ CONVERT_EXAMPLES = """Examples:
 
   wavllm convert --checkpoint final.pt --tokenizer tokenizer.model --output models/wavllm --dtype bfloat16
 
-  wavllm convert --base-model Llama-2-7b-hf --peft my-adapter --output models/mine
+  wavllm convert --base-model Llama-2-7b-chat-hf --peft my-adapter --output models/mine
 
 Then: wavllm serve --model models/wavllm
 """
@@ -96,7 +96,8 @@ def convert(
         str | None, typer.Option(help="What the model calls itself (with --checkpoint).", show_default=False)
     ] = None,
     base_model: Annotated[
-        Path | None, typer.Option(help="Hugging Face LLaMA directory (with --peft).", show_default=False)
+        Path | None,
+        typer.Option(help="The adapter's LLaMA, a Hugging Face directory (with --peft).", show_default=False),
     ] = None,
     peft: Annotated[Path | None, typer.Option(help="PEFT adapter directory.", show_default=False)] = None,
     speech_from: Annotated[
@@ -202,20 +203,20 @@ def evaluate(
 
     run_plan(
         Plan(
-            manifest,
-            server,
-            api_key,
-            model,
-            device or "auto",
-            dtype or "auto",
-            task,
-            audio_root,
-            output,
-            concurrency,
-            max_tokens,
-            limit,
-            spelling,
-            overwrite,
+            manifest=manifest,
+            server=server,
+            api_key=api_key,
+            model=model,
+            device=device or "auto",
+            dtype=dtype or "auto",
+            task=task,
+            audio_root=audio_root,
+            output=output,
+            concurrency=concurrency,
+            max_tokens=max_tokens,
+            limit=limit,
+            spelling=spelling,
+            overwrite=overwrite,
         )
     )
 

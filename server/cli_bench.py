@@ -26,7 +26,7 @@ from server.bench.report import (
 )
 from server.bench.run import bench
 from server.bench.types import BenchError, Plan, ReferenceTime
-from server.cli_errors import CommandError
+from server.cli_errors import CommandError, check_server
 from server.cli_progress import progress_bar
 
 INTERRUPTED = 130
@@ -56,6 +56,8 @@ def parse_slos(texts: Sequence[str]) -> dict[str, float]:
             slos[SLOS[name]] = float(bound)
         except (KeyError, ValueError) as error:
             raise CommandError(f"--goodput: {text} is not NAME:MS with ttft, tpot or e2e", 2) from error
+        if not 0 < slos[SLOS[name]] < math.inf:
+            raise CommandError(f"--goodput: {text} is no bound; it must be a number of ms above 0", 2)
     return slos
 
 
@@ -74,15 +76,20 @@ def run_plan(plan: Plan) -> None:
     except OSError as error:
         raise CommandError(f"{error.filename or plan.output}: {error.strerror}") from error
     except KeyboardInterrupt as error:
-        message = f"interrupted; the rates that were finished are in {plan.output / RESULTS}"
-        raise CommandError(message, INTERRUPTED) from error
+        raise CommandError(_interrupted(plan.output / RESULTS), INTERRUPTED) from error
     _show(plan, results)
+
+
+def _interrupted(results: Path) -> str:
+    if results.exists():
+        return f"interrupted; the rates that were finished are in {results}"
+    return "interrupted before a rate was finished: there are no results"
 
 
 def check(plan: Plan) -> None:
     """Raise CommandError for options that do not go together."""
-    if not plan.server.startswith(("http://", "https://")):
-        raise CommandError("--server: must start with http:// or https://", 2)
+    check_server(plan.server, plan.api_key)
+    _check_finite(plan)
     if plan.manifest is not None and (plan.audio or plan.prompts):
         raise CommandError("--manifest: does not go with --audio or --prompt", 2)
     if plan.manifest is None and plan.audio_root is not None:
@@ -91,6 +98,19 @@ def check(plan: Plan) -> None:
         raise CommandError("--duration: does not go with the rate inf; use --num-requests", 2)
     if plan.cancel_share and plan.reference is not ReferenceTime.BEFORE:
         raise CommandError("--cancel-share: needs --reference before, to know how long answers are", 2)
+
+
+def _check_finite(plan: Plan) -> None:
+    """Only a rate may be infinite: no schedule has an infinite duration, no number compares with nan."""
+    values = {
+        "--duration": plan.duration_s,
+        "--burstiness": plan.burstiness,
+        "--cancel-share": plan.cancel_share,
+        "--timeout": plan.timeout_s,
+    }
+    for option, value in values.items():
+        if value is not None and not math.isfinite(value):
+            raise CommandError(f"{option}: {value} is not a finite number", 2)
 
 
 def _show(plan: Plan, results: dict[str, Any]) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
+from urllib.parse import urlsplit
 
 
 class CommandError(Exception):
@@ -20,3 +22,30 @@ def check_model_dir(model: Path, default: Path) -> None:
     if model == default:
         raise CommandError(f"the embedded default model is missing ({default}): run `make env`")
     raise CommandError(f"--model: {model} holds no config.json; `wavllm convert` makes such a directory")
+
+
+def check_server(url: str, api_key: str | None) -> None:
+    """Raise CommandError unless this can be the address of a server, and the key stand in a header."""
+    if not url.startswith(("http://", "https://")):
+        raise CommandError("--server: must start with http:// or https://", 2)
+    try:
+        parts = urlsplit(url)
+        is_address = bool(parts.hostname) and parts.port != 0 and _is_httpx_url(url)
+    except ValueError:  # a port that is none, a bracket that is left open
+        is_address = False
+    if not is_address:
+        raise CommandError(f"--server: {url} is no address of a server such as http://127.0.0.1:8000", 2)
+    if api_key is not None and not (api_key.isascii() and api_key.isprintable()):
+        raise CommandError("--api-key: a header takes only printable ASCII characters", 2)
+
+
+def _is_httpx_url(url: str) -> bool:
+    """Whether the client takes it; without the client, whose absence is told elsewhere, nothing is known."""
+    if importlib.util.find_spec("httpx") is None:
+        return True
+    import httpx
+
+    try:
+        return bool(httpx.URL(url).host)
+    except httpx.InvalidURL:
+        return False

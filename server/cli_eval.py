@@ -7,7 +7,7 @@ import os
 
 import typer
 
-from server.cli_errors import CommandError, check_model_dir
+from server.cli_errors import CommandError, check_model_dir, check_server
 from server.cli_progress import progress_bar
 from server.eval.run import Outcome, Plan, evaluate
 from server.eval.types import EvalError
@@ -23,8 +23,8 @@ def run_plan(plan: Plan) -> None:
     if plan.server is None:
         check_model_dir(plan.model_dir, DEFAULT_MODEL_DIR)
         os.environ.update(computing_environment())  # before torch is loaded
-    elif not plan.server.startswith(("http://", "https://")):
-        raise CommandError("--server: must start with http:// or https://", 2)
+    else:
+        check_server(plan.server, plan.api_key)
     try:
         outcome = asyncio.run(evaluate(plan, progress_bar, _warn))
     except EvalError as error:

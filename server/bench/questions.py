@@ -34,6 +34,14 @@ class Asked:
     source: str
     remark: str = ""
 
+    def only(self, indices: Sequence[int]) -> Asked:
+        """These alone, with a remark if that leaves any out."""
+        if len(indices) == len(self.questions):
+            return self
+        fewer = f"the load asks {len(indices)} of {len(self.questions)} questions, and so does the reference"
+        remark = f"{self.remark}; {fewer}" if self.remark else fewer
+        return Asked(tuple(self.questions[index] for index in indices), self.source, remark)
+
 
 def load_questions(plan: Plan, max_audio_s: float | None, on_progress: Progress) -> Asked:
     """Read and measure all clips. max_audio_s: the server's limit; only chosen clips heed it.

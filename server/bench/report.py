@@ -29,6 +29,14 @@ HEADERS = (
 Json = dict[str, Any]
 
 
+def prepare_directory(directory: Path) -> None:
+    """Make it, and write to it once: what cannot be kept need not be measured. Raises OSError."""
+    directory.mkdir(parents=True, exist_ok=True)
+    probe = directory / f".{RESULTS}.new"
+    probe.write_text("", encoding="utf-8")
+    probe.unlink()
+
+
 def write_results(results: Json, directory: Path) -> None:
     """results.json, whole or not at all."""
     text = json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False)

@@ -13,10 +13,21 @@ from server.bench.alone import ask_alone, questions_json, reference_json
 from server.bench.figures import row_figures
 from server.bench.load import Offer
 from server.bench.questions import Asked, load_questions
-from server.bench.report import RESULTS, SCHEMA, remarks_on, write_pages, write_results
-from server.bench.schedule import Arrivals
+from server.bench.report import RESULTS, SCHEMA, prepare_directory, remarks_on, write_pages, write_results
+from server.bench.schedule import Arrivals, only_asked
 from server.bench.setup import setup_json
-from server.bench.types import Api, Asker, BenchError, Exchange, Load, Plan, Record, References, ReferenceTime
+from server.bench.types import (
+    Api,
+    Arrival,
+    Asker,
+    BenchError,
+    Exchange,
+    Load,
+    Plan,
+    Record,
+    References,
+    ReferenceTime,
+)
 from server.eval.types import Bar, Progress
 
 EXTRA = ("matplotlib", "httpx")
@@ -37,6 +48,7 @@ async def bench(plan: Plan, bar: Bar) -> dict[str, Any]:
     check_extra()
     if (plan.output / RESULTS).exists():
         raise BenchError(f"{plan.output}: holds results already; use another --output")
+    check_measured(plan)
     from server.bench.client import HttpAsker
 
     setup = setup_json(sys.argv)
@@ -44,22 +56,55 @@ async def bench(plan: Plan, bar: Bar) -> dict[str, Any]:
         HttpAsker(plan.server, plan.api, plan.api_key, timeout_s=plan.timeout_s)
     ) as asker:
         server = await asker.describe()
+        prepare_directory(plan.output)
         model = server["model"] or {}
         with bar("Reading clips") as on_progress:
             asked = load_questions(plan, model.get("max_audio_seconds"), on_progress)
+        asked, loads = scheduled(plan, asked)
         # OpenAI's servers want their own model named.
         name = plan.model or (model.get("id") if plan.api is Api.OPENAI else None)
         asker.prepare(asked.questions, model=name, max_tokens=plan.max_tokens)
-        return await Run(plan, asker, asked, setup, server, bar).all()
+        return await Run(plan, asker, asked, loads, setup, server, bar).all()
+
+
+def check_measured(plan: Plan) -> None:
+    """Raise BenchError if some rate would have no request that is in its figures."""
+    for rate in plan.rates:
+        arrivals = _arrivals(plan, num_questions=1).at_rate(rate)
+        if all(arrival.is_warmup for arrival in arrivals):
+            raise BenchError(
+                f"rate {rate:g}: {len(arrivals)} requests arrive within {plan.duration_s} s, none after "
+                f"the warm-up of {plan.num_warmup}: give a longer --duration or a smaller --warmup"
+            )
+
+
+def scheduled(plan: Plan, asked: Asked) -> tuple[Asked, list[list[Arrival]]]:
+    """The questions that the plan's loads ask, and these loads: of a large set most may never be asked."""
+    process = _arrivals(plan, len(asked.questions))
+    used, loads = only_asked([process.at_rate(rate) for rate in plan.rates])
+    return asked.only(used), loads
+
+
+def _arrivals(plan: Plan, num_questions: int) -> Arrivals:
+    return Arrivals(
+        plan.num_requests,
+        num_questions,
+        plan.seed,
+        burstiness=plan.burstiness,
+        duration_s=plan.duration_s,
+        num_warmup=plan.num_warmup,
+        cancel_share=plan.cancel_share,
+    )
 
 
 @dataclass(slots=True)
 class Run:
-    """One benchmark as it goes on."""
+    """One benchmark as it goes on. arrivals: of each rate of the plan."""
 
     plan: Plan
     asker: Asker
     asked: Asked
+    arrivals: list[list[Arrival]]
     setup: dict[str, Any]
     server: dict[str, Any]
     bar: Bar
@@ -70,8 +115,8 @@ class Run:
         """Everything, in order; the results."""
         if self.plan.reference is ReferenceTime.BEFORE:
             await self._ask_alone()
-        for rate in self.plan.rates:
-            self._loads.append(await self._offer(rate))
+        for rate, arrivals in zip(self.plan.rates, self.arrivals, strict=True):
+            self._loads.append(await self._offer(rate, arrivals))
             write_results(self.results(is_complete=False), self.plan.output)
         if self.plan.reference is ReferenceTime.AFTER:
             await self._ask_alone()
@@ -84,26 +129,13 @@ class Run:
         with self.bar("Asking alone") as on_progress:
             self._alone = await ask_alone(self.asker, self.asked.questions, on_progress)
 
-    async def _offer(self, rate: float) -> Load:
-        arrivals = self._arrivals().at_rate(rate)
+    async def _offer(self, rate: float, arrivals: list[Arrival]) -> Load:
         with self.bar(f"Rate {rate:g}/s") as on_progress:
             count = _Count(len(arrivals), on_progress)
             offer = Offer(
                 self.asker, self.asked.questions, self._references, self.plan.max_concurrency, count.add
             )
             return await offer.run(rate, arrivals)
-
-    def _arrivals(self) -> Arrivals:
-        plan = self.plan
-        return Arrivals(
-            plan.num_requests,
-            len(self.asked.questions),
-            plan.seed,
-            burstiness=plan.burstiness,
-            duration_s=plan.duration_s,
-            num_warmup=plan.num_warmup,
-            cancel_share=plan.cancel_share,
-        )
 
     @property
     def _references(self) -> References:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -64,6 +64,13 @@ class Arrivals:
         """Two draws for every request, so that the rest do not depend on the share."""
         chosen, share = generator.random(2)
         return float(share) if chosen < self.cancel_share else None
+
+
+def only_asked(loads: Sequence[Sequence[Arrival]]) -> tuple[list[int], list[list[Arrival]]]:
+    """The questions that any load asks, in their order, and the loads with places among these for indices."""
+    asked = sorted({arrival.question for load in loads for arrival in load})
+    place = {question: number for number, question in enumerate(asked)}
+    return asked, [[replace(arrival, question=place[arrival.question]) for arrival in load] for load in loads]
 
 
 def _in_rounds(count: int, generator: np.random.Generator) -> Iterator[int]:

@@ -145,8 +145,14 @@ def _locked(path: Path) -> TextIO:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         file.close()
-        raise EvalError(f"{path.parent}: another run is writing here") from error
+        raise EvalError(f"{path.parent}: {_why_unlocked(error)}") from error
     return file
+
+
+def _why_unlocked(error: OSError) -> str:
+    if isinstance(error, BlockingIOError):
+        return "another run is writing here"
+    return f"cannot lock: {error.strerror}; use --output on another file system"
 
 
 def _whole_lines(path: Path, file: TextIO) -> str:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Collection, Iterator
 
 from server.eval import letters
+from server.eval.counting import NOBODY, is_one_speaker
+from server.eval.words import clauses, denies, plain
 
 LETTERS = "ABCDEFGH"
 _EMOTIONS = {
@@ -22,23 +23,15 @@ _EMOTIONS = {
     "bored": "bored boredom",
 }
 _EMOTION_OF = {word: emotion for emotion, words in _EMOTIONS.items() for word in words.split()}
-_NEGATIONS = frozenset({"not", "t", "no", "never", "without", "neither", "nor"})
 _NEGATION_REACH = 2
 """Words between a negation and what it denies: "not at all happy"."""
+_NOUN_DENIALS = frozenset({"no", "without"})
 _NUMBERS = {
     **{word: word for word in ("one", "two", "three", "four", "five", "six")},
     **{str(digit): word for digit, word in enumerate(("one", "two", "three", "four", "five", "six"), 1)},
     "single": "one",
 }
 _YES_NO = re.compile(r"(?:.*\b(?:answer(?: is| would be)?|i (?:think|believe)) )?(yes|no)\b")
-_NOBODY = re.compile(r"\bno(?:\s+|-)(?:one|other)\b", re.IGNORECASE)
-"""Neither the answer no nor the number one."""
-
-
-def plain(text: str) -> str:
-    """Lower case, compatibility forms, punctuation and symbols as spaces, single spaces."""
-    folded = unicodedata.normalize("NFKC", text).casefold()
-    return " ".join("".join(c if unicodedata.category(c)[0] not in "PSCZ" else " " for c in folded).split())
 
 
 # Emotions
@@ -50,8 +43,8 @@ def emotion(text: str, references: Collection[str]) -> str | None:
     references: the emotions that the manifest's references name. Where it has happy and not excited, excited
     counts as happy, as is usual with IEMOCAP.
     """
-    words = plain(text).split()
-    named = {_fold(word, references) for word in _affirmed(words)} - {None}
+    affirmed = (word for words in clauses(text) for word in _affirmed(words))
+    named = {_fold(word, references) for word in affirmed} - {None}
     return named.pop() if len(named) == 1 else None
 
 
@@ -68,10 +61,9 @@ def _fold(word: str, references: Collection[str]) -> str | None:
 
 
 def _affirmed(words: list[str]) -> Iterator[str]:
+    """Those of a clause that nothing shortly before them denies."""
     for position, word in enumerate(words):
-        before = words[max(0, position - _NEGATION_REACH - 1) : position]
-        denied = before[before.index("but") :] if "but" in before else before
-        if "only" in before or _NEGATIONS.isdisjoint(denied):
+        if not denies(words[max(0, position - _NEGATION_REACH - 1) : position]):
             yield word
 
 
@@ -86,7 +78,7 @@ def speakers(text: str, prompt: str, reference: str) -> str | None:
     words = _words(text)
     if reference not in ("yes", "no"):
         return _number(words)
-    return _yes_no(words) or _yes_no_by_count(words, _words(prompt))
+    return _yes_no(words) or _yes_no_by_count(text, prompt)
 
 
 def speaker_reference(text: str) -> str:
@@ -96,7 +88,7 @@ def speaker_reference(text: str) -> str:
 
 
 def _words(text: str) -> str:
-    return plain(_NOBODY.sub("nobody", text))
+    return plain(NOBODY.sub("nobody", text))
 
 
 def _yes_no(words: str) -> str | None:
@@ -111,24 +103,10 @@ def _number(words: str) -> str | None:
 
 
 def _yes_no_by_count(answer: str, prompt: str) -> str | None:
-    said, asked = _is_one_speaker(answer), _is_one_speaker(prompt)
+    said, asked = is_one_speaker(answer), is_one_speaker(prompt)
     if said is None or asked is None:
         return None
     return "yes" if said == asked else "no"
-
-
-def _is_one_speaker(words: str) -> bool | None:
-    """Whether a sentence speaks of one speaker (or the same one) or of several; None: of neither."""
-    several = (
-        r"\b(?:more than (?:one|a single|1)|not (?:only |just )?(?:one|a single|1|the same)|different)\b"
-    )
-    if re.search(several, words):
-        return False
-    if re.search(r"\bsame\b", words):
-        return True
-    if re.search(r"\b(?:two|three|four|five|six|[2-6]|multiple|several|many)\b", words):
-        return False
-    return True if re.search(r"\b(?:one|single|1|nobody)\b", words) else None
 
 
 # Options
@@ -161,7 +139,7 @@ def choice(text: str, choices: dict[str, str]) -> str | None:
     found = letters.stated(text) & allowed or (letters.marked(text) | _echoed(text, choices)) & allowed
     if found:
         return found.pop() if len(found) == 1 else None
-    return _option_text(plain(text), choices)
+    return _option_text(clauses(text), choices)
 
 
 def choice_reference(text: str, choices: dict[str, str]) -> str:
@@ -175,16 +153,30 @@ def _echoed(text: str, choices: dict[str, str]) -> set[str]:
     return set(said) if len(said) >= len(choices) else set()
 
 
-def _option_text(words: str, choices: dict[str, str]) -> str | None:
-    texts = {letter: plain(text) for letter, text in choices.items()}
-    named = {letter: text for letter, text in texts.items() if text and f" {text} " in f" {words} "}
+def _option_text(said: list[list[str]], choices: dict[str, str]) -> str | None:
+    texts = {letter: [word for words in clauses(text) for word in words] for letter, text in choices.items()}
+    named = {letter: f" {' '.join(text)} " for letter, text in texts.items() if _is_affirmed(text, said)}
     # "in the morning" is in "early in the morning": the longer one was meant.
     outer = [
         letter
         for letter, text in named.items()
-        if not any(text != other and f" {text} " in f" {other} " for other in named.values())
+        if not any(text != other and text in other for other in named.values())
     ]
     return outer[0] if len(outer) == 1 else None
+
+
+def _is_affirmed(text: list[str], said: list[list[str]]) -> bool:
+    """Whether a text stands somewhere without a denial before it in its clause."""
+    words = [word for clause in said for word in clause]
+    before = [clause[:position] for clause in said for position in range(len(clause))]
+    places = (start for start in range(len(words)) if words[start : start + len(text)] == text)
+    return bool(text) and any(not _denies_option(before[start]) for start in places)
+
+
+def _denies_option(before: list[str]) -> bool:
+    """ "No doubt" denies no verb: only "not" and the like reach as far as the clause does."""
+    verbal = [word for word in before if word not in _NOUN_DENIALS]
+    return denies(before[-_NEGATION_REACH - 1 :]) or denies(verbal)
 
 
 def _chain(markers: list[tuple[str, int, int]]) -> list[tuple[str, int, int]]:

@@ -56,15 +56,21 @@ def read_manifest(
 
 
 def csv_quoting(rows: list[Row]) -> str:
-    """A remark on references that look as if a program had quoted them, or ""."""
-    found = [(row, _CSV_QUOTED.fullmatch(row.reference.strip())) for row in rows]
-    quoted = [row for row, inside in found if inside and '""' in inside[1]]
-    if not quoted:
+    """A remark on prompts and references that look as if a program had quoted them, or ""."""
+    columns = {"prompt": [row.prompt for row in rows], "tgt_text": [row.reference for row in rows]}
+    found = [told for column, cells in columns.items() if (told := _quoted(column, rows, cells))]
+    if not found:
         return ""
     return (
-        f"tgt_text of {len(quoted)} rows (first: id {quoted[0].id}) is in quotes with doubled ones inside; "
+        f"{' and '.join(found)} is in quotes with doubled ones inside; "
         "manifests have no quoting, so these are taken as they are"
     )
+
+
+def _quoted(column: str, rows: list[Row], cells: list[str]) -> str:
+    insides = (_CSV_QUOTED.fullmatch(cell.strip()) for cell in cells)
+    quoted = [row for row, inside in zip(rows, insides, strict=True) if inside and '""' in inside[1]]
+    return f"{column} of {len(quoted)} rows (first: id {quoted[0].id})" if quoted else ""
 
 
 def _lines(path: Path) -> list[tuple[int, str]]:

@@ -15,7 +15,7 @@ import numpy as np
 from sacrebleu import BLEU, CHRF
 
 from server.eval.bootstrap import Array, OfSums
-from server.eval.extract import plain
+from server.eval.words import plain
 
 CHRF_ORDER = 6
 BLEU_ORDER = 4

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from server.eval import extract, metrics
+from server.eval import extract, metrics, words
 from server.eval.metrics import Metric
 from server.eval.tasks import Kind, bleu_tokenizer, kind_of
 from server.eval.types import Row
@@ -97,7 +97,7 @@ def _steps(pairs: Pairs) -> Scores:
     ]
     if not texts:
         return Scores((followed,))
-    plain = [tuple(extract.plain(text) for text in texts_of_row) for texts_of_row in texts]
+    plain = [tuple(words.plain(text) for text in texts_of_row) for texts_of_row in texts]
     exact = metrics.share("exact_match", [reference in (answer, last) for reference, answer, last in plain])
     final = metrics.chrf([text[0] for text in texts], [text[2] for text in texts], "chrf_last_part")
     return Scores((followed, exact, final), signatures=metrics.signatures(None))
@@ -143,4 +143,4 @@ def _confusion(wanted: list[str], chosen: list[str | None]) -> Confusion:
 
 def _spoken(answers: list[str]) -> Metric:
     """Free text is in form as soon as there is any."""
-    return metrics.share("instruction_following", [bool(extract.plain(answer)) for answer in answers])
+    return metrics.share("instruction_following", [bool(words.plain(answer)) for answer in answers])

@@ -212,6 +212,30 @@ async def test_each_question_is_asked_alone_first_or_last_or_never(tmp_path: Pat
         assert server.most_running == 3
 
 
+async def test_what_no_load_asks_is_not_asked_alone(tmp_path: Path):
+    prompts = tuple(f"Ask {n}." for n in range(40))
+    async with scripted(Script()) as server:
+        changes = {"rates": (50.0, float("inf")), "prompts": prompts, "num_requests": 3, "num_warmup": 2}
+        results = await run_bench(server, tmp_path, **changes)
+    assert len(server.requests) == 5 + 5 + 3  # alone, the warm-up's too, and twice under load
+    assert {question["prompt"] for question in results["questions"]} <= set(prompts)
+    alone = {question["id"] for question in results["questions"]}
+    assert len(alone) == 5
+    asked = {record["question"] for row in results["rows"] for record in row["records"]}
+    assert asked <= alone
+    assert [row["agreement"]["compared"] for row in results["rows"]] == [3, 3]
+    assert "the load asks 5 of 40 questions, and so does the reference" in results["remarks"]
+
+
+async def test_a_rate_without_a_measured_request_is_refused_before_anything(tmp_path: Path):
+    async with scripted(Script()) as server:
+        for changes in ({"duration_s": 0.5, "num_warmup": 4}, {"duration_s": 0.001, "num_warmup": 0}):
+            with pytest.raises(BenchError, match=r"rate 2: .*--duration .*--warmup"):
+                await run_bench(server, tmp_path, rates=(20000.0, 2.0), **changes)
+    assert server.requests == []
+    assert not (tmp_path / "results").exists()
+
+
 async def test_a_sweep_is_a_row_for_each_rate_and_files(tmp_path: Path):
     async with scripted(Script()) as server:
         changes = {"rates": (30.0, 60.0, float("inf")), "num_warmup": 2, "slos_ms": {"e2e": 5000.0}}
@@ -244,6 +268,14 @@ async def test_an_interrupted_sweep_keeps_what_was_finished(tmp_path: Path):
     results = json.loads((tmp_path / "results" / "results.json").read_text())
     assert not results["is_complete"]
     assert [row["request_rate"] for row in results["rows"]] == [100.0]
+
+
+async def test_results_that_cannot_be_kept_are_not_measured(tmp_path: Path):
+    (tmp_path / "results").write_text("a file where the directory should be")
+    async with scripted(Script()) as server:
+        with pytest.raises(FileExistsError):
+            await run_bench(server, tmp_path)
+    assert server.requests == []
 
 
 async def test_connections_are_used_again(tmp_path: Path):

@@ -93,7 +93,7 @@ def test_convert_and_export(golden_model: Path, tmp_path: Path) -> None:
         "models/wavllm": f"{tmp_path}/w",
         "models/mine": f"{tmp_path}/mine",
         "my-adapter": f"{tmp_path}/adapter",
-        "Llama-2-7b-hf": str(base),
+        "Llama-2-7b-chat-hf": str(base),
         ".venv/bin/wavllm ": f"{CONSOLE_SCRIPT} ",
     }
     for block in (published, adapter):

@@ -325,6 +325,8 @@ def test_old_and_new_spellings_of_the_base_configuration(ours, base, adapter, tm
     data = json.loads((old / "config.json").read_text())
     theta = data.pop("rope_parameters")["rope_theta"]
     data |= {"rope_theta": theta, "rope_scaling": None, "torch_dtype": "float32", "pretraining_tp": 1}
+    data |= {"_attn_implementation_autoset": True, "attn_implementation": "sdpa", "_commit_hash": "f5db02d"}
+    data |= {"unsloth_version": "2024.9", "gradient_checkpointing": False, "quantization_config": None}
     (old / "config.json").write_text(json.dumps(data))
     state = load_file(old / "model.safetensors")
     state["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(16)
@@ -367,6 +369,39 @@ def test_another_base_model_is_refused(base, adapter, tmp_path, changes, error, 
     broken = copy(base, tmp_path / "broken")
     edit_json(broken / "config.json", **changes)
     refused(tmp_path, match, broken, adapter, error)
+
+
+@pytest.mark.parametrize("part", ["norm.weight", "embed_tokens.weight", "layers.2.self_attn.v_proj.weight"])
+def test_a_base_model_of_the_same_sizes_but_other_weights_is_refused(base, adapter, tmp_path, part):
+    other = copy(base, tmp_path / "other")
+    state = load_file(other / "model.safetensors")
+    state[f"model.{part}"] = state[f"model.{part}"] * 1.05
+    save_file(state, other / "model.safetensors", {"format": "pt"})
+    refused(tmp_path, rf"other: .*another base model \(llama\.{part} differs\).*chat", other, adapter)
+    (copy(adapter, tmp_path / "old") / "speech/base_probe.safetensors").unlink()
+    convert_peft(other, tmp_path / "old", tmp_path / "back")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_base_model_in_another_dtype_is_the_same(base, adapter, tmp_path, dtype):
+    rounded = copy(base, tmp_path / "rounded")
+    state = load_file(rounded / "model.safetensors")
+    state = {name: tensor.to(dtype) for name, tensor in state.items()}
+    save_file(state, rounded / "model.safetensors", {"format": "pt"})
+    convert_peft(rounded, adapter, tmp_path / "back")
+
+
+def test_a_broken_probe_is_named(base, adapter, tmp_path):
+    broken = copy(adapter, tmp_path / "broken")
+    (broken / "speech/base_probe.safetensors").write_bytes(b"\0" * 50)
+    refused(tmp_path, r"base_probe\.safetensors", base, broken)
+
+
+def test_the_probe_is_asked_where_the_speech_parts_come_from_elsewhere(ours, base, adapter, tmp_path):
+    convert_peft(base, adapter, tmp_path / "back", speech_from=ours)
+    make_tiny(tmp_path / "tiny", CONFIG, seed=7)
+    other = make_hf_llama(tmp_path / "tiny", tmp_path / "other")
+    refused(tmp_path / "x", "another base model", other, adapter, speech_from=ours)
 
 
 def test_outputs_that_hold_something_are_left_alone(ours, base, adapter, tmp_path):

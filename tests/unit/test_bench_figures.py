@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 from bench_harness import plan_of, questions_of
 
+from server import cli_bench
 from server.bench import figures
 from server.bench.plot import plot_latency
 from server.bench.report import HEADERS, agreement_text, cells, markdown, number, remarks_on
 from server.bench.setup import commit, processor, without_secrets
 from server.bench.types import Arrival, BenchError, Exchange, Load, Outcome, Piece, Record, ReferenceTime
-from server.cli_bench import check, make_table, parse_rates, parse_slos
+from server.cli_bench import check, make_table, parse_rates, parse_slos, run_plan
 from server.cli_errors import CommandError
 
 QUESTIONS = questions_of(2)
@@ -301,9 +302,24 @@ def test_options_that_are_lists():
     for wrong in ("", "1,x", "0", "-1", "nan"):
         with pytest.raises(CommandError, match="--request-rate"):
             parse_rates(wrong)
-    for wrong in ("ttft", "itl:5", "ttft:soon"):
+    for wrong in ("ttft", "itl:5", "ttft:soon", "ttft:inf", "e2e:nan", "tpot:0"):
         with pytest.raises(CommandError, match="--goodput"):
             parse_slos((wrong,))
+
+
+def test_an_interruption_names_results_only_where_there_are_some(tmp_path: Path, monkeypatch):
+    async def interrupted(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli_bench, "bench", interrupted)
+    plan = plan_of("http://x", tmp_path)
+    with pytest.raises(CommandError, match="no results") as caught:
+        run_plan(plan)
+    assert caught.value.exit_code == 130
+    plan.output.mkdir()
+    (plan.output / "results.json").write_text("{}")
+    with pytest.raises(CommandError, match=r"results\.json"):
+        run_plan(plan)
 
 
 @pytest.mark.parametrize(
@@ -312,6 +328,10 @@ def test_options_that_are_lists():
         ({"server": "x.org"}, ("--server", "http://")),
         ({"manifest": Path("a.tsv")}, ("--manifest", "--prompt")),
         ({"audio_root": Path("x")}, ("--audio-root", "--manifest")),
+        ({"duration_s": math.inf, "rates": (1.0,)}, ("--duration", "inf")),
+        ({"burstiness": math.inf}, ("--burstiness", "inf")),
+        ({"timeout_s": math.nan}, ("--timeout", "nan")),
+        ({"cancel_share": math.nan}, ("--cancel-share", "nan")),
         ({"duration_s": 5.0}, ("--duration", "--num-requests")),
         ({"cancel_share": 0.1, "reference": ReferenceTime.NONE}, ("--cancel-share", "--reference")),
     ],

@@ -8,7 +8,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from server.bench.schedule import Arrivals
+from server.bench.schedule import Arrivals, only_asked
 
 MANY = Arrivals(num_requests=20_000, num_questions=3, seed=7)
 
@@ -66,6 +66,19 @@ def test_every_question_is_asked_as_often():
     rounds = [asked[start : start + 10] for start in (0, 10, 20)]
     assert all(sorted(one) == list(range(10)) for one in rounds)
     assert rounds[0] != rounds[1]
+
+
+def test_what_is_asked_at_no_rate_is_left_out():
+    process = Arrivals(6, 1000, 7)
+    loads = [process.at_rate(rate) for rate in (1.0, math.inf)]
+    asked, fewer = only_asked(loads)
+    assert len(asked) == 6
+    assert asked == sorted(asked)
+    assert [[asked[arrival.question] for arrival in load] for load in fewer] == [
+        [arrival.question for arrival in load] for load in loads
+    ]
+    assert [arrival.at_s for arrival in fewer[0]] == [arrival.at_s for arrival in loads[0]]
+    assert only_asked([MANY.at_rate(1.0)]) == ([0, 1, 2], [MANY.at_rate(1.0)])
 
 
 def test_a_duration_takes_what_arrives_in_it():

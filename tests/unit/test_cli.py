@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from fakes import wav_clip
 
+from server.cli_errors import CommandError, check_model_dir, check_server
 from server.cli_serve import PANELS
 from server.settings import Settings, flag_of
 
@@ -120,8 +121,6 @@ def test_a_missing_model_says_what_to_do(tmp_path: Path):
 
 
 def test_the_missing_default_says_make_env(tmp_path: Path):
-    from server.cli_errors import CommandError, check_model_dir
-
     with pytest.raises(CommandError, match="make env"):
         check_model_dir(tmp_path, tmp_path)
     (tmp_path / "config.json").write_text("{}")
@@ -209,3 +208,32 @@ def test_bench_fails_in_one_line(tmp_path: Path):
     assert_one_line(run("bench", "--request-rate=1,fast"), 2, "--request-rate", "fast")
     assert_one_line(run("bench", nobody, f"--output={tmp_path}"), 1, "127.0.0.1:9", "cannot connect")
     assert list(tmp_path.iterdir()) == []
+    assert_one_line(run("bench", "--server=http://localhost:abc"), 2, "--server", "localhost:abc")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "localhost:8000",
+        "http://",
+        "http:///v1",
+        "http://localhost:abc",
+        "http://localhost:99999",
+        "http://localhost:0",
+        "http://[::1",
+        "http://xn--",
+    ],
+)
+def test_an_address_that_is_none_is_refused(url: str):
+    with pytest.raises(CommandError, match="--server") as caught:
+        check_server(url, None)
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("key", ["cl\u00e9", "two\nlines"])
+def test_a_key_that_no_header_holds_is_refused_and_not_shown(key: str):
+    with pytest.raises(CommandError, match="--api-key") as caught:
+        check_server("http://[::1]:8000/", key)
+    assert caught.value.exit_code == 2
+    assert key not in str(caught.value)
+    check_server("http://[::1]:8000/", "sesame")

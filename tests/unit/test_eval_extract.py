@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from server.eval import extract
+from server.eval import extract, words
 from server.eval.tasks import Kind, bleu_tokenizer, canonical, kind_of, task_of_file
 
 FOUR = {"happy", "sad", "angry", "neutral"}
@@ -26,6 +26,12 @@ FOUR = {"happy", "sad", "angry", "neutral"}
         ("She isn't angry, she is neutral", "neutral"),
         ("not only angry", "angry"),
         ("He isn't happy.", None),
+        ("not happy, sad", "sad"),
+        ("neither happy nor sad, neutral", "neutral"),
+        ("He cannot be called happy. Sad.", "sad"),
+        ("not just angry", "angry"),
+        ("not happy \u2014 sad", "sad"),
+        ("not happy (rather sad)", "sad"),
         ("Either happy or sad.", None),
         ("fear", "fearful"),
         ("The man speaks about his dog.", None),
@@ -78,6 +84,27 @@ MORE = "Does more than one person speak?"
         ("Do the two clips have the same speaker?", "They come from two different speakers.", "no"),
         ("Do the two clips have the same speaker?", "They are not the same.", "no"),
         ("Tell me about the voices.", "one", None),
+        ("Do the two clips have the same speaker?", "The two voices do not belong to the same person.", "no"),
+        ("Do the two clips have the same speaker?", "They aren't different.", "yes"),
+        (ONE, "There isn't only one speaker", "no"),
+        (ONE, "There isn\u2019t just one speaker in this clip.", "no"),
+        (ONE, "It doesn't sound like the same person.", "no"),
+        (ONE, "The voices do not belong to the same person.", "no"),
+        (ONE, "They are not from the same speaker", "no"),
+        (ONE, "I can't say that there is only one speaker.", "no"),
+        (ONE, "There is one male speaker and one female speaker", "no"),
+        (ONE, "One man and one woman", "no"),
+        (ONE, "One man, one woman.", "no"),
+        (ONE, "There are two speakers, one of them a woman.", "no"),
+        (ONE, "There are not two speakers but three.", "no"),
+        (ONE, "There are no multiple speakers", "yes"),
+        (ONE, "There is not more than one speaker", "yes"),
+        (ONE, "There are not two speakers", "yes"),
+        (ONE, "There is only one speaker, not two.", "yes"),
+        (ONE, "There is one speaker, one voice.", "yes"),
+        (ONE, "I hear one speaker in one room", "yes"),
+        (ONE, "There is only one speaker. There are two speakers.", None),
+        (ONE, "I'm not sure that there is one speaker.", None),
     ],
 )
 def test_speakers_yes_or_no(prompt, answer, chosen):
@@ -155,6 +182,12 @@ CHOICES = {"A": "Mail a letter", "B": "Use the restroom", "C": "Find the police 
         ("Either (A) or (B)", None),
         ("E", None),
         ("mail a letter or use the restroom", None),
+        ("She does not want to mail a letter", None),
+        ("She doesn't want to mail a letter.", None),
+        ("She will not mail a letter but use the restroom.", "B"),
+        ("She has no time, she will mail a letter.", "A"),
+        ("There is no doubt that she will mail a letter", "A"),
+        ("She wants not only to mail a letter", "A"),
         ("", None),
     ],
 )
@@ -212,16 +245,40 @@ PLACES = {"A": "A school", "B": "A restaurant", "C": "A bank"}
         ("b", "B"),
         ("(b)", "B"),
         ("B.", "B"),
+        # said in other ways
+        ("The correct answer to the question is B.", "B"),
+        ("I would choose B.", "B"),
+        ("I would choose A restaurant.", "B"),
+        ("I would not choose B. The answer is C.", "C"),
+        ("I wouldn't choose (B)", None),
+        ("Based on the conversation, B.", "B"),
+        ("Based on the conversation, A restaurant.", "B"),
+        ("Based on what they say, B or C.", None),
+        ("Based on what they say, it may be A, B.", None),
+        ("The answer is definitely B", "B"),
+        ("The answer is definitely not B", None),
+        ("answer: c", "C"),
+        ("answer: (b) a restaurant", "B"),
+        ("the answer is b", "B"),
+        ("the answer is a.", "A"),
+        ("The answer is a restaurant.", "B"),
+        ("answer: b, c", None),
     ],
 )
 def test_choices_that_begin_with_an_article(answer, letter):
     assert extract.choice(answer, PLACES) == letter
 
 
-@pytest.mark.parametrize("loop", [" , ", ", ", " and ", " B,", "(", "A and ", "answer is "])
+@pytest.mark.parametrize(
+    "loop",
+    [" , ", ", ", " and ", " B,", "(", "A and ", "answer is ", "answer to ", "so, B, ", "one a ", " not"]
+)
 def test_an_answer_that_loops_is_read_in_no_time(loop):
     begin = time.process_time()
-    extract.choice("The answer is B" + loop * 250 + "x", PLACES)
+    text = "The answer is B" + loop * 250 + "x"
+    extract.choice(text, PLACES)
+    extract.choice(loop * 250 + "a school", PLACES)
+    extract.speakers(text, ONE, "yes")
     assert time.process_time() - begin < 1
 
 
@@ -266,7 +323,7 @@ def test_parts_of_an_answer():
 
 
 def test_plain():
-    assert extract.plain("  The \uff23at's  — “hat”! ") == "the cat s hat"
+    assert words.plain("  The \uff23at's  — “hat”! ") == "the cat s hat"
 
 
 @pytest.mark.parametrize(

@@ -140,7 +140,17 @@ def test_quoting_is_remarked_once(folder: Path):
     quoted = row(4, '"Er sagte ""ja"""') + row(5, '"Er sagte ""ja"" laut"')
     rows = read_manifest(write(folder, f"{HEADER}\n{plain}{quoted}"))
     assert rows[3].reference == '"Er sagte ""ja"""'
-    assert csv_quoting(rows).startswith("tgt_text of 2 rows (first: id 4)")
+    assert csv_quoting(rows).startswith("tgt_text of 2 rows (first: id 4) is")
+
+
+def test_quoting_of_prompts_is_remarked_too(folder: Path):
+    row = "{}\taudio/a.wav\t1\t{}\t{}\tTrue\n".format
+    prompts = row(1, 'What is a "cat"?', "x") + row(2, '"What is a ""cat""?"', "x")
+    rows = read_manifest(write(folder, f"{HEADER}\n{prompts}"))
+    assert csv_quoting(rows).startswith("prompt of 1 rows (first: id 2) is")
+    rows = read_manifest(write(folder, HEADER + "\n" + prompts + row(3, "Hi", '"Er sagte ""ja"""')))
+    both = "prompt of 1 rows (first: id 2) and tgt_text of 1 rows (first: id 3) is"
+    assert csv_quoting(rows).startswith(both)
 
 
 def test_the_mark_of_a_row_changes_with_its_audio(folder: Path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import errno
 import json
 import os
 from pathlib import Path
@@ -184,6 +185,15 @@ def test_answers_are_found_again(tmp_path: Path):
         "latency_ms": 1.5,
         "error": None,
     }
+
+
+def test_a_file_system_without_locks_is_not_taken_for_another_run(tmp_path: Path, monkeypatch):
+    def no_locks(*args: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("server.eval.answers.fcntl.flock", no_locks)
+    with pytest.raises(EvalError, match="cannot lock: No locks available; use --output on another"):
+        AnswerFile(tmp_path, SETTINGS, [row(0)])
 
 
 def test_a_line_cut_by_a_kill_is_dropped(tmp_path: Path):
@@ -469,6 +479,7 @@ def test_wrong_calls_are_one_line(tmp_path: Path):
     manifest = tmp_path / "asr.tsv"
     manifest.write_text("id\taudio\n")
     assert_one_line(run("eval", str(manifest), "--server=x.org"), 2, "--server", "http://")
+    assert_one_line(run("eval", str(manifest), "--server=http://[::1"), 2, "--server", "no address")
     assert_one_line(run("eval", str(manifest), "--server=http://x", "--dtype=auto"), 2, "--dtype", "--server")
     assert_one_line(run("eval", str(manifest), "--api-key=x"), 2, "--api-key", "--server")
     assert_one_line(run("eval", str(manifest), f"--model={tmp_path}"), 1, "config.json")
