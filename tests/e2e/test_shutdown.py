@@ -25,7 +25,7 @@ from server.pb import speech_pb2 as pb
 from server.pb.speech_pb2_grpc import SpeechChatStub
 
 CLIP = wav(0.5)
-NUM_TOKENS = 400
+NUM_TOKENS = 500
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
@@ -33,7 +33,7 @@ NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 @pytest.fixture(scope="module")
 def endless(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model whose answers take some seconds."""
-    return make_endless(tmp_path_factory.mktemp("endless") / "model", layers=16)
+    return make_endless(tmp_path_factory.mktemp("endless") / "model", layers=32)
 
 
 def fields(max_tokens: int = NUM_TOKENS, **given: str) -> dict[str, Any]:
