@@ -29,7 +29,7 @@ from server.engine_wire import (
     ToParent,
 )
 from server.errors import EngineError
-from server.os_process import die_with_parent, ignore_stop_signals
+from server.os_process import die_with_parent, ignore_stop_signals, spare_from_collection
 from server.types import Event, Failed, GenerateRequest
 
 BOOT = (
@@ -76,6 +76,7 @@ class EngineChild:
 
     def _serve(self, core: Core) -> int:
         self._core = core
+        spare_from_collection()
         self._send(Ready(core.info))
         try:
             run_engine(core, self._send, self._stopping)

@@ -19,6 +19,7 @@ from server.errors import ServerError
 from server.grpc_api import GrpcServer
 from server.http_api import create_app, create_metrics_app
 from server.http_server import HttpServer
+from server.os_process import spare_from_collection
 from server.service import SpeechService
 from server.settings import Settings
 
@@ -136,6 +137,7 @@ class Server:
             await asyncio.wait({loading, stopping}, return_when=asyncio.FIRST_COMPLETED)
             if loading.done():
                 _check_loaded(loading)
+                spare_from_collection()
                 self._announce()
             return loading.done()
         finally:

@@ -8,6 +8,7 @@ step), "hang" (a step that never returns), "exit" (the process exits), "raise" (
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import os
 import sys
@@ -133,6 +134,8 @@ class FakeCore:
 
 
 def _words(request: GenerateRequest, commands: dict[str, str]) -> deque[str]:
+    if "frozen" in commands:
+        return deque([str(gc.get_freeze_count())])
     if "modules" in commands:
         return deque([" ".join(name for name in HEAVY if name in sys.modules)])
     if "samples" in commands:

@@ -6,6 +6,8 @@ FAKE_LOAD_S, FAKE_STEP_S: how long loading and each token take. FAKE_LOAD_ERROR:
 from __future__ import annotations
 
 import asyncio
+import gc
+import logging
 import os
 import sys
 
@@ -42,6 +44,7 @@ def main() -> int:
     except StartFailure as failure:
         sys.stderr.write(f"{failure}\n")
         return 1
+    logging.getLogger(__name__).info("ended", extra={"num_frozen": gc.get_freeze_count()})
     return 0
 
 

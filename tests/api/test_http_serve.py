@@ -97,6 +97,13 @@ def in_background(call):
     return lambda: results.get(timeout=10)
 
 
+def test_garbage_collections_spare_what_was_loaded():
+    with process() as server:
+        server.wait_for("ready")
+        server.stop()
+        assert server.wait_for("ended")["num_frozen"] > 10_000
+
+
 def test_ports_answer_while_the_model_loads_and_the_server_becomes_ready():
     with process(FAKE_LOAD_S="1.0") as server:
         url = server.http()

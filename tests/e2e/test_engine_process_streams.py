@@ -253,6 +253,14 @@ async def test_the_child_logs_in_the_shape_it_is_told(tmp_path, capfd):
     assert json.loads(line)["logger"] == "server.engine_child"
 
 
+async def test_garbage_collections_in_the_child_spare_what_was_loaded(tmp_path):
+    engine = EngineProcess(EngineConfig(tmp_path), factory=FACTORY)
+    await engine.start()
+    (num_frozen,) = [event.text for event in await answer(engine, "frozen") if isinstance(event, Delta)]
+    await engine.stop()
+    assert int(num_frozen) > 1000
+
+
 async def test_the_child_loads_no_front_end(tmp_path):
     engine = EngineProcess(EngineConfig(tmp_path), factory=FACTORY)
     await engine.start()
