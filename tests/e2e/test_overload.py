@@ -156,11 +156,13 @@ async def test_64_uploads_at_once(busy: ServerProcess, share_of_grpc: float) -> 
 
 
 async def occupy(stack: contextlib.AsyncExitStack, server: ServerProcess, count: int) -> None:
-    """Streams that run or wait until the stack is closed."""
+    """Streams until the stack is closed: one that runs, the others wait."""
     client = await stack.enter_async_context(httpx.AsyncClient(timeout=60))
     for _ in range(count):
         given = fields(max_tokens=str(MANY_TOKENS), stream="true")
         await stack.enter_async_context(client.stream("POST", server.url + CHAT, **given))
+        # It is accepted before it leaves the queue.
+        await asyncio.to_thread(until, lambda: load_of(server)["num_requests_running"] == 1, "none runs")
 
 
 async def test_a_refusal_is_quick_and_reads_nothing(busy: ServerProcess) -> None:
