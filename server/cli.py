@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -318,11 +319,26 @@ def bench(
     )
 
 
+def _tell_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"wavllm {importlib.metadata.version('wavllm-server')}")
+        raise typer.Exit
+
+
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="Print it, and exit.")
+    ] = False,
+) -> None:
+    """What comes before a command."""
+
+
 def build_app() -> typer.Typer:
     """All commands. Loads the settings, from which the flags of `serve` are made."""
     from server.cli_serve import SERVE_EXAMPLES, make_serve
 
-    app = typer.Typer(help=HELP, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+    app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+    app.callback(help=HELP)(root)
     app.command("serve", epilog=SERVE_EXAMPLES)(make_serve())
     app.command("ask", epilog=ASK_EXAMPLES)(ask)
     app.command("convert", epilog=CONVERT_EXAMPLES)(convert)

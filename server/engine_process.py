@@ -18,7 +18,8 @@ from server.engine_wire import Abort, Build, LoadFailed, Loading, Ready, Replies
 from server.types import EngineConfig, EngineState, GenerateRequest, ModelInfo, StepOutput
 
 MIN_RETRY_AFTER_S = 1.0
-LAST_CHANCE_S = 1.0
+TICK_S = 1.0
+"""How often the child is looked after."""
 KILLED_S = 30.0
 """A killed child gets this long to be gone; a driver may take a while to give up a large model's memory."""
 
@@ -57,6 +58,7 @@ class EngineProcess(EngineFront):
         self._load_began = 0.0
         self._load_s = 0.0
         self._ready_since: float | None = None
+        self._woke = 0.0
         self._expected_ready = 0.0
 
     async def start(self) -> None:
@@ -130,22 +132,24 @@ class EngineProcess(EngineFront):
         link.send(self._build)
         try:
             while not link.lost.done():
-                await asyncio.wait([link.lost], timeout=self._silence_left_s(link))
-                if self._silence_left_s(link) <= 0 and await self._stays_silent(link):
+                await self._wait_a_tick(link)
+                if self._silence_left_s(link) <= 0:
                     return await self._end_hung(link)
             return self._load_failure or f"the engine process {link.lost.result()}"
         finally:
             link.kill()  # also when this task is cancelled
             self._link = None
 
-    async def _stays_silent(self, link: EngineLink) -> bool:
-        """Whether another moment brings no sign of life either.
+    async def _wait_a_tick(self, link: EngineLink) -> None:
+        """Until the child is lost, or a moment is over; notices if the moment was far longer.
 
-        Where the whole server was suspended, this side may wake first and find the last sign long ago.
+        Then the whole server was suspended, and the child may have a long step still to end.
         """
-        heard = link.last_heard
-        await asyncio.wait([link.lost], timeout=min(LAST_CHANCE_S, self._heartbeat_timeout_s))
-        return not link.lost.done() and link.last_heard == heard
+        tick_s = min(TICK_S, self._heartbeat_timeout_s / 4)
+        began = time.monotonic()
+        await asyncio.wait([link.lost], timeout=tick_s)
+        if time.monotonic() - began > 2 * tick_s:
+            self._woke = time.monotonic()
 
     async def _end_hung(self, link: EngineLink) -> str:
         """Kill a silent child. Its requests end before that: a stuck driver can hold a killed process.
@@ -163,7 +167,7 @@ class EngineProcess(EngineFront):
         """Seconds until the child, if it stays silent, counts as hung; loading has no limit."""
         if self._state is not EngineState.READY:
             return self._heartbeat_timeout_s
-        return link.last_heard + self._heartbeat_timeout_s - time.monotonic()
+        return max(link.last_heard, self._woke) + self._heartbeat_timeout_s - time.monotonic()
 
     def _healthy_s(self) -> float:
         return time.monotonic() - self._ready_since if self._ready_since is not None else 0.0

@@ -88,7 +88,11 @@ class Settings(BaseSettings):
     max_queued_requests: Count = Field(256, description="Requests that may wait; more get a 503.")
     max_queued_audio_seconds: Seconds = Field(3600.0, description="Seconds of audio that may wait.")
     max_inflight_mb: Seconds = Field(512.0, description="MiB of request bodies and clips held at once.")
-    queue_timeout: Seconds = Field(30.0, description="Seconds a request may wait before it gets a 504.")
+    queue_timeout: Seconds = Field(
+        30.0,
+        description="Seconds a request may wait in the queue, and as many for a process that decodes its "
+        "audio, before it gets a 504.",
+    )
     request_timeout: Seconds = Field(300.0, description="Seconds a request may take in all.")
     rate_limit: Seconds | None = Field(None, description="Requests per second and API key; default: off.")
     sse_keepalive: Seconds = Field(3.0, description="Seconds between keep-alive comments in a stream.")

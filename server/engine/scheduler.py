@@ -270,10 +270,14 @@ class Scheduler:
     def _is_ahead(self) -> bool:
         """Whether embeddings in use take more than the cache may while an encoded request waits for a place.
 
-        More of them would only wait as well, in memory that nobody has counted with.
+        The next clip's would only wait as well, in memory that nobody has counted with. Who came later and
+        found a clip encoded holds nobody back.
         """
-        is_full = self.clips.cost_in_use > self.clips.max_cost
-        return is_full and any(order in self._active for order in self._ready)
+        pending = self.clips.pending
+        if not pending or self.clips.cost_in_use <= self.clips.max_cost:
+            return False
+        oldest = self.clips.waiters(pending[0])[0].order
+        return any(order < oldest and order in self._active for order in self._ready)
 
     def _pick_clips(self) -> list[bytes]:
         """Oldest pending clips within the audio budget (in whole windows), always at least one."""

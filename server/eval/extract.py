@@ -207,8 +207,8 @@ def num_instructions(prompt: str, reference: str) -> int:
     """
     if is_labels(reference):
         return reference.count("+") + 1
-    clauses = [clause.strip() for clause in prompt.split(";")]
-    return sum(1 for clause in clauses if clause and not re.match(r"[B-H][.)]", clause)) or 1
+    instructions = [clause.strip() for clause in prompt.split(";")]
+    return sum(1 for clause in instructions if clause and not re.match(r"[B-H][.)]", clause)) or 1
 
 
 def parts(answer: str, wanted: int) -> list[str]:

@@ -10,9 +10,10 @@ NEGATIONS = frozenset({"not", "no", "never", "without", "neither", "nor"})
 _NOT_ALONE = frozenset({"only", "just", "merely"})
 """ "Not only angry" is angry."""
 _FULL_NOT = ((r"\bcan(?:'t|not)\b", "can not"), (r"\bwon't\b", "will not"), (r"n't\b", " not"))
-_SUBJECT = r"(?:there|they|he|she|it|we|i|you)\b"
+_NO_DENIAL = r"\b(?:yes or no|whether or not|or not|(?:no|without(?: a| any)?) doubt(?: that)?)\b"
 _CLAUSE_ENDS = re.compile(
-    rf"[,;:.!?()\n\u2013\u2014\u3001\u3002]+|\s-+\s|(?=\b(?:but|instead)\b)|(?=\b(?:and|so)\s+{_SUBJECT})"
+    r"[,;:.!?()\n\u2013\u2014\u3001\u3002]+|\s-+\s"
+    rf"|(?=\b(?:but|instead|and|because|since|so|therefore|which)\b)|{_NO_DENIAL}"
 )
 
 

@@ -217,13 +217,13 @@ async def test_a_busy_event_loop_is_no_hang(tmp_path):
 
 
 async def test_a_server_that_was_suspended_is_no_hang(tmp_path):
-    """All of it stands still, and the supervisor wakes before its child can say anything."""
-    async with started(tmp_path, heartbeat_timeout_s=0.6) as engine:
+    """All of it stands still. Then the child has a long step to end before it can say anything."""
+    async with started(tmp_path, heartbeat_timeout_s=2.0) as engine:
         pid = engine.child_pid
         os.kill(pid, signal.SIGSTOP)
-        time.sleep(1.0)  # the supervisor stands still too
-        asyncio.get_running_loop().call_later(0.1, os.kill, pid, signal.SIGCONT)
-        await asyncio.sleep(1.0)
+        time.sleep(2.5)  # the supervisor stands still too
+        asyncio.get_running_loop().call_later(1.5, os.kill, pid, signal.SIGCONT)
+        await asyncio.sleep(2.0)
         assert engine.health().state is EngineState.READY
         assert engine.child_pid == pid
 

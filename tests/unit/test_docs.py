@@ -138,7 +138,7 @@ def test_the_limits_table_has_the_defaults_and_names_codes() -> None:
 
 @pytest.mark.parametrize("page", [LIMITS, OPERATIONS], ids=["limits", "operations"])
 def test_every_flag_and_variable_exists(page: str) -> None:
-    flags = {flag_of(name) for name in Settings.model_fields} | {"--print-config"}
+    flags = {flag_of(name) for name in Settings.model_fields} | {"--print-config", "--version"}
     variables = {f"WAVLLM_{name.upper()}" for name in Settings.model_fields}
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", page)) <= flags
     assert set(re.findall(r"\bWAVLLM_[A-Z_]+", page)) <= variables

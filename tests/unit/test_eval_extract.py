@@ -54,6 +54,7 @@ def test_emotions_that_the_references_tell_apart():
 ONE = "Is there only one speaker in the audio clip?"
 TWO = "Are there two different speakers?"
 MORE = "Does more than one person speak?"
+SAME = "Do the two clips have the same speaker?"
 
 
 @pytest.mark.parametrize(
@@ -80,12 +81,12 @@ MORE = "Does more than one person speak?"
         (TWO, "Two.", "yes"),
         (MORE, "Multiple people are talking.", "yes"),
         (MORE, "only one", "no"),
-        ("Do the two clips have the same speaker?", "They come from the same speaker.", "yes"),
-        ("Do the two clips have the same speaker?", "They come from two different speakers.", "no"),
-        ("Do the two clips have the same speaker?", "They are not the same.", "no"),
+        (SAME, "They come from the same speaker.", "yes"),
+        (SAME, "They come from two different speakers.", "no"),
+        (SAME, "They are not the same.", "no"),
         ("Tell me about the voices.", "one", None),
-        ("Do the two clips have the same speaker?", "The two voices do not belong to the same person.", "no"),
-        ("Do the two clips have the same speaker?", "They aren't different.", "yes"),
+        (SAME, "The two voices do not belong to the same person.", "no"),
+        (SAME, "They aren't different.", "yes"),
         (ONE, "There isn't only one speaker", "no"),
         (ONE, "There isn\u2019t just one speaker in this clip.", "no"),
         (ONE, "It doesn't sound like the same person.", "no"),
@@ -105,6 +106,18 @@ MORE = "Does more than one person speak?"
         (ONE, "I hear one speaker in one room", "yes"),
         (ONE, "There is only one speaker. There are two speakers.", None),
         (ONE, "I'm not sure that there is one speaker.", None),
+        ("Please answer yes or no whether there is only one speaker in the audio.", "Only one.", "yes"),
+        ("Answer with yes or no if the two clips have the same speaker.", "The same speaker.", "yes"),
+        ("Determine whether or not there is only one speaker.", "There are two speakers.", "no"),
+        ("Say only yes or no to whether this recording contains a single speaker.", "One speaker.", "yes"),
+        (ONE, "There is no doubt that there are two speakers.", "no"),
+        (ONE, "Without a doubt there are two speakers.", "no"),
+        (ONE, "I have no doubt that this is one speaker.", "yes"),
+        (ONE, "The voice does not change throughout the recording which suggests a single speaker.", "yes"),
+        (ONE, "There is no background noise and only one speaker.", "yes"),
+        (ONE, "The tone does not change because there is only one speaker.", "yes"),
+        (SAME, "They do not sound alike because they are different speakers.", "no"),
+        (SAME, "There is no noticeable difference because it is the same person.", "yes"),
     ],
 )
 def test_speakers_yes_or_no(prompt, answer, chosen):

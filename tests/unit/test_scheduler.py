@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -210,6 +211,25 @@ def test_no_more_is_encoded_ahead_than_the_cache_may_hold() -> None:
         most = max(most, sim.scheduler.clips.cost_in_use)
     assert len(sim.finished) == 8
     assert most <= 16 + 15, "one that runs and one that waits, never all eight"
+
+
+def test_who_came_later_holds_no_clip_back() -> None:
+    """Questions about three encoded clips, more than the bound allows, come faster than they end."""
+    sim = Simulation(Sizes(clip_cost=30, max_batch_size=4))
+    orders = itertools.count()
+
+    def ask_on() -> None:
+        for clip in (12, 13, 14):
+            sim.scheduler.add(make_sequence(next(orders), clip=clip, max_tokens=8))
+        sim.step()
+
+    for _ in range(5):
+        ask_on()
+    old = make_sequence(next(orders), clip=1)
+    sim.scheduler.add(old)
+    for _ in range(200):
+        ask_on()
+    assert old.request_id in sim.finished
 
 
 def test_a_cache_of_nothing_holds_nobody_up() -> None:
