@@ -133,7 +133,7 @@ class EngineProcess(EngineFront):
         try:
             while not link.lost.done():
                 await self._wait_a_tick(link)
-                if self._silence_left_s(link) <= 0:
+                if self._is_hung(link):
                     return await self._end_hung(link)
             return self._load_failure or f"the engine process {link.lost.result()}"
         finally:
@@ -163,11 +163,10 @@ class EngineProcess(EngineFront):
         await asyncio.wait([link.lost], timeout=KILLED_S)
         return why
 
-    def _silence_left_s(self, link: EngineLink) -> float:
-        """Seconds until the child, if it stays silent, counts as hung; loading has no limit."""
-        if self._state is not EngineState.READY:
-            return self._heartbeat_timeout_s
-        return max(link.last_heard, self._woke) + self._heartbeat_timeout_s - time.monotonic()
+    def _is_hung(self, link: EngineLink) -> bool:
+        """Whether the child has been silent for too long; loading has no limit."""
+        silent_s = time.monotonic() - max(link.last_heard, self._woke)
+        return self._state is EngineState.READY and silent_s >= self._heartbeat_timeout_s
 
     def _healthy_s(self) -> float:
         return time.monotonic() - self._ready_since if self._ready_since is not None else 0.0

@@ -273,10 +273,9 @@ class Scheduler:
         The next clip's would only wait as well, in memory that nobody has counted with. Who came later and
         found a clip encoded holds nobody back.
         """
-        pending = self.clips.pending
-        if not pending or self.clips.cost_in_use <= self.clips.max_cost:
+        if self.clips.cost_in_use <= self.clips.max_cost or not self.clips.pending:
             return False
-        oldest = self.clips.waiters(pending[0])[0].order
+        oldest = self.clips.waiters(self.clips.pending[0])[0].order
         return any(order < oldest and order in self._active for order in self._ready)
 
     def _pick_clips(self) -> list[bytes]:

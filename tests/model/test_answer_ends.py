@@ -22,6 +22,7 @@ from server.types import (
     GenerateRequest,
     SamplingParams,
 )
+from tests.model.engine_runs import run
 from tests.model.random_weights import noise_clip, small_config
 
 WAVE = noise_clip(1.0).numpy()
@@ -40,17 +41,6 @@ def engine(model: SpeechLLM, tokenizer: Tokenizer, num_pages: int = 200, rows: i
 def ask(name: str, max_tokens: int, stop: tuple[str, ...] = (), *, heard: bool = True) -> GenerateRequest:
     sampling = SamplingParams(max_tokens, stop=stop)
     return GenerateRequest(name, "What was said?", WAVE if heard else None, b"wave" * heard, sampling)
-
-
-def run(core: EngineCore, *requests: GenerateRequest) -> dict[str, list[Event]]:
-    """Events by request; nothing is held in the end."""
-    events: dict[str, list[Event]] = {one.request_id: list(core.submit(one)) for one in requests}
-    while core.wait(0.0):
-        for event in core.step().events:
-            events[event.request_id].append(event)
-    core.check_integrity()
-    assert core.scheduler.pages.num_used == 0
-    return events
 
 
 def text_of(events: list[Event]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +27,7 @@ from server.types import (
     Stage,
     StageChanged,
 )
+from tests.model.engine_runs import key_of
 from tests.model.random_weights import noise_clip
 
 SIZES = Sizes(max_batch_size=4, max_batch_tokens=64, num_pages=200)
@@ -42,10 +42,6 @@ class BrokenAtTheEnd(Runner):
         if key_of(LONG) in clips:
             raise RuntimeError("out of memory")
         return made
-
-
-def key_of(wave: np.ndarray) -> bytes:
-    return hashlib.sha256(wave.tobytes()).digest()
 
 
 def ask(name: str, wave: np.ndarray | None, max_tokens: int = 6) -> GenerateRequest:

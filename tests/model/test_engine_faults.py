@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +17,7 @@ from server.engine.core import EngineCore
 from server.engine.runner import Results, Runner
 from server.engine.sequence import AdapterPass
 from server.types import Delta, EngineConfig, Event, Failed, Finished, GenerateRequest, SamplingParams
+from tests.model.engine_runs import key_of, run
 from tests.model.random_weights import noise_clip
 
 GOOD = noise_clip(1.0).numpy()
@@ -46,10 +45,6 @@ class OverflowingRunner(Runner):
         return made
 
 
-def key_of(wave: np.ndarray) -> bytes:
-    return hashlib.sha256(wave.tobytes()).digest()
-
-
 def request(name: str, wave: np.ndarray, prompt: str = "What was said?") -> GenerateRequest:
     return GenerateRequest(name, prompt, wave, key_of(wave), SamplingParams(max_tokens=6))
 
@@ -71,19 +66,6 @@ def build(request: pytest.FixtureRequest, exact: SpeechLLM, tokenizer: Tokenizer
         return core
 
     return build_core
-
-
-def run(core: EngineCore, *requests: GenerateRequest) -> dict[str, list[Event]]:
-    """Events by request, books checked after every step."""
-    events: dict[str, list[Event]] = defaultdict(list)
-    for one in requests:
-        core.submit(one)
-    while core.wait(0.0):
-        for event in core.step().events:
-            events[event.request_id].append(event)
-        core.check_integrity()
-    assert core.scheduler.pages.num_used == 0
-    return events
 
 
 def ids(events: list[Event]) -> list[int]:
