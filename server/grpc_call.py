@@ -30,7 +30,7 @@ HALF_CLOSE_S = 0.002
 """A call that is lost looks like one that half-closes, until its cancellation comes by another way of the
 library. Without this pause 1 in 30 cancelled uploads went on, cut short, into the decoder."""
 DRAIN_BYTES = 2**20
-DRAIN_S = 0.25
+DRAIN_S = 1.0
 """Bounds of what is read of an upload after its refusal."""
 STALL_S = 1.0
 """How long a call may hang in writes to a client that does not read: once for what it is owed after the
@@ -98,9 +98,14 @@ class Call:
         await asyncio.sleep(HALF_CLOSE_S)
         return None
 
+    def grace_s(self, max_s: float) -> float:
+        """How long a refusal may be held back: half of what the client still waits, at most `max_s`."""
+        client_s = self._context.time_remaining()
+        return max_s if client_s is None else min(max_s, client_s / 2)
+
     async def drain(self) -> None:
         """Read on for a moment and throw it away, before a refusal ends the call: grpc.aio's clients report
-        INTERNAL in place of the status if that finds them in the middle of a write."""
+        INTERNAL in place of the status if that finds them in the middle of a write (grpc/grpc#36066)."""
         num_bytes = 0
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(DRAIN_S):

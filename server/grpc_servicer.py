@@ -43,8 +43,8 @@ PIECE_S = 30.0
 """How long an upload, which holds the largest size there is, may send nothing."""
 MAX_DRAINS = 8
 """Refused uploads that are read on for a moment at the same time."""
-MAX_DRAIN_WAIT_S = 1.0
-"""How long the next ones wait for that; then they are cut off."""
+MAX_DRAIN_WAIT_S = 2.0
+"""How long one may take for it, with the wait for its turn; then it is cut off."""
 
 Receive = Callable[[Call, Reservation], Awaitable[ChatCommand]]
 
@@ -133,7 +133,7 @@ class SpeechChat:
     async def _drain(self, call: Call) -> None:
         """Refused uploads take turns, for each piece may have the size of a whole clip."""
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(MAX_DRAIN_WAIT_S), self._drains:
+            async with asyncio.timeout(call.grace_s(MAX_DRAIN_WAIT_S)), self._drains:
                 await call.drain()
 
     async def _get_model_info(self, call: Call) -> pb.ModelInfo:
