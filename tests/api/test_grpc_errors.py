@@ -7,7 +7,7 @@ import inspect
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import Any
 
 import grpc
@@ -173,36 +173,33 @@ async def test_an_upload_is_refused_for_its_config_before_its_audio_comes() -> N
     assert (error.code(), field_of(error)) == (Code.INVALID_ARGUMENT, "max_tokens")
 
 
-def slow_upload(num_pieces: int, piece_s: float) -> AsyncIterator[pb.ChatUploadRequest]:
-    """A config, then a little audio every `piece_s` seconds."""
+async def pieces(seconds: float, gap_s: float) -> AsyncIterator[pb.ChatUploadRequest]:
+    """A config, then a little audio every `gap_s` for so many seconds."""
+    end = time.monotonic() + seconds
+    yield CONFIG
+    while time.monotonic() < end:
+        await asyncio.sleep(gap_s)
+        yield pb.ChatUploadRequest(chunk=bytes(100))
 
-    async def messages() -> AsyncIterator[pb.ChatUploadRequest]:
-        yield CONFIG
-        for _ in range(num_pieces):
-            await asyncio.sleep(piece_s)
-            yield pb.ChatUploadRequest(chunk=bytes(100))
 
-    return messages()
+async def refusals_of(uploads: Iterable[AsyncIterator[pb.ChatUploadRequest]], **given: float) -> set[Any]:
+    """What uploads without the server's key are told."""
+    async with serving(api_key=("secret",)) as server:
+        calls = [server.stub.ChatUpload(messages, **given) for messages in uploads]
+        failures = await asyncio.gather(*(failure(call) for call in calls))
+    return {(error.code(), reason_of(error)) for error in failures}
 
 
 async def test_a_refusal_waits_for_a_slow_upload_to_end() -> None:
-    """Many at once; each is told the status, which grpc.aio's clients lose if it overtakes their writes."""
-    async with serving(api_key=("secret",)) as server:
-        uploads = [server.stub.ChatUpload(slow_upload(200, 0.003)) for _ in range(20)]
-        failures = await asyncio.gather(*(failure(call) for call in uploads))
-    assert {(error.code(), reason_of(error)) for error in failures} == {
-        (Code.UNAUTHENTICATED, "invalid_api_key")
-    }
+    """grpc.aio's clients lose a status that overtakes one of their writes."""
+    seen = await refusals_of(pieces(0.5, 0.003) for _ in range(20))
+    assert seen == {(Code.UNAUTHENTICATED, "invalid_api_key")}
 
 
 async def test_a_refusal_does_not_wait_past_the_clients_deadline() -> None:
     """Also not where it waits for its turn to be read on."""
-    async with serving(api_key=("secret",)) as server:
-        uploads = [server.stub.ChatUpload(slow_upload(1, 30), timeout=0.4) for _ in range(20)]
-        failures = await asyncio.gather(*(failure(call) for call in uploads))
-    assert {(error.code(), reason_of(error)) for error in failures} == {
-        (Code.UNAUTHENTICATED, "invalid_api_key")
-    }
+    seen = await refusals_of((pieces(30, 30) for _ in range(20)), timeout=0.4)
+    assert seen == {(Code.UNAUTHENTICATED, "invalid_api_key")}
 
 
 async def test_an_upload_fails_at_the_cap_and_not_after() -> None:
