@@ -173,13 +173,14 @@ async def test_an_upload_is_refused_for_its_config_before_its_audio_comes() -> N
     assert (error.code(), field_of(error)) == (Code.INVALID_ARGUMENT, "max_tokens")
 
 
-async def pieces(seconds: float, gap_s: float) -> AsyncIterator[pb.ChatUploadRequest]:
-    """A config, then a little audio every `gap_s` for so many seconds."""
+async def pieces(seconds: float, gap_s: float, sent: list[float]) -> AsyncIterator[pb.ChatUploadRequest]:
+    """A config, then a little audio every `gap_s` for so many seconds; `sent` gets the time of its end."""
     end = time.monotonic() + seconds
     yield CONFIG
     while time.monotonic() < end:
         await asyncio.sleep(gap_s)
         yield pb.ChatUploadRequest(chunk=bytes(100))
+    sent.append(time.monotonic())
 
 
 async def refusals_of(uploads: Iterable[AsyncIterator[pb.ChatUploadRequest]], **given: float) -> set[Any]:
@@ -192,13 +193,15 @@ async def refusals_of(uploads: Iterable[AsyncIterator[pb.ChatUploadRequest]], **
 
 async def test_a_refusal_waits_for_a_slow_upload_to_end() -> None:
     """grpc.aio's clients lose a status that overtakes one of their writes."""
-    seen = await refusals_of(pieces(0.5, 0.003) for _ in range(20))
+    sent: list[float] = []
+    seen = await refusals_of(pieces(0.5, 0.003, sent) for _ in range(8))
     assert seen == {(Code.UNAUTHENTICATED, "invalid_api_key")}
+    assert len(sent) == 8, "cut off"
 
 
 async def test_a_refusal_does_not_wait_past_the_clients_deadline() -> None:
     """Also not where it waits for its turn to be read on."""
-    seen = await refusals_of((pieces(30, 30) for _ in range(20)), timeout=0.4)
+    seen = await refusals_of((pieces(30, 30, []) for _ in range(20)), timeout=0.4)
     assert seen == {(Code.UNAUTHENTICATED, "invalid_api_key")}
 
 
