@@ -32,10 +32,16 @@ PIECES_AHEAD = 2
 
 @dataclass(frozen=True, slots=True)
 class Threads:
-    """Threads that torch computes with on a CPU, for encoder passes and for forwards."""
+    """Threads that torch computes with on a CPU. prefill: of forwards with a prompt in them."""
 
     encode: int
-    forward: int
+    prefill: int
+    decode: int
+
+    @classmethod
+    def all_of(cls, count: int) -> Threads:
+        """So many for everything."""
+        return cls(count, count, count)
 
 
 @dataclass(slots=True)
@@ -79,7 +85,7 @@ class Runner:
         self.graphs: DecodeGraphs | None = None
         # The page after the last is nobody's: rows that pad a captured step write there.
         self.cache = model.new_cache(num_pages + (fused is not None and fused.is_for_graphs), page_size)
-        self.threads = threads or Threads(torch.get_num_threads(), torch.get_num_threads())
+        self.threads = threads or Threads.all_of(torch.get_num_threads())
         self._encoder_runs: list[EncoderRun] = []
         self._clips: dict[bytes, Tensor] = {}
         self._scales: dict[bytes, Tensor] = {}
@@ -207,7 +213,7 @@ class Runner:
             return self._decode(self.graphs, decodes)
         if self.fused is None:  # its kernels read no slot before it is written
             self.cache.clear(self._index(self._new_pages(prefills, decodes)))
-        _use_threads(self.threads.forward)
+        _use_threads(self.threads.prefill if prefills else self.threads.decode)
         batch, ends = self._flatten(prefills, decodes)
         hidden = (self.fused.forward if self.fused is not None else self.model)(batch, self.cache)
         self._keep_passes(prefills, hidden)

@@ -18,7 +18,7 @@ from server.types import Accepted, Delta, Failed, GenerateRequest, SamplingParam
 
 ANSWER_TOKENS = 8
 FEWEST_TOKENS = 32
-BIG_STEP_S = 0.02
+BIG_STEP_S = 0.008
 """A decode step so long is all arithmetic: threads help for certain, and another turn would cost seconds."""
 WORTH_IT = 0.8
 """More threads must bring the time below this share of one thread's: an idle machine flatters them, and on a
@@ -59,18 +59,19 @@ def warm_up(core: EngineCore, merged_prompt: str | None) -> Pace:
     take_turn(core, prompt, 0, most, joins=1)
     full = take_turn(core, prompt, 1, most)
     if most == 1 or core.runner.model.device.type != "cpu" or full.step_s > BIG_STEP_S:
-        return Pace(full.encode_s, full.prefill_rate, Threads(most, most))
+        return Pace(full.encode_s, full.prefill_rate, Threads.all_of(most))
     return choose(full, take_turn(core, prompt, 2, 1), most)
 
 
 def choose(full: Turn, single: Turn, most: int) -> Pace:
-    """full: a turn with `most` threads, single: one with one. Encoding and forwards choose for themselves."""
-    encode = most if full.encode_s < WORTH_IT * single.encode_s else 1
-    forward = most if full.step_s < WORTH_IT * single.step_s else 1
+    """full: a turn with `most` threads, single: one with one. Each kind of work chooses for itself."""
+    encode = full.encode_s < WORTH_IT * single.encode_s
+    prefill = WORTH_IT * full.prefill_rate > single.prefill_rate
+    decode = full.step_s < WORTH_IT * single.step_s
     return Pace(
-        full.encode_s if encode == most else single.encode_s,
-        full.prefill_rate if forward == most else single.prefill_rate,
-        Threads(encode, forward),
+        full.encode_s if encode else single.encode_s,
+        full.prefill_rate if prefill else single.prefill_rate,
+        Threads(*(most if worth_it else 1 for worth_it in (encode, prefill, decode))),
     )
 
 
@@ -79,7 +80,7 @@ def take_turn(core: EngineCore, prompt: str, number: int, threads: int, joins: i
 
     joins: answers to the same that join it: a prompt beside decoding rows has kernels of its own.
     """
-    core.runner.threads = Threads(threads, threads)
+    core.runner.threads = Threads.all_of(threads)
     seconds = max(1, min(core.runner.model.config.window_seconds, int(core.info.max_audio_seconds)))
     noise = 0.1 * np.random.default_rng(number).standard_normal(seconds * SAMPLE_RATE, dtype=np.float32)
     request = GenerateRequest("warm-up", prompt, noise, bytes([number]) * 32, SamplingParams(ANSWER_TOKENS))

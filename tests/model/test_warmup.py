@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from server.engine.build import build_core
 from server.engine.runner import Threads
 from server.engine.warmup import Pace, Turn, choose
-from server.types import EngineConfig, EngineStats
+from server.types import EngineConfig, EngineStats, GenerateRequest, SamplingParams
 
 
 def test_threads_must_be_worth_it_for_each_kind_of_work() -> None:
     single = Turn(encode_s=1.0, step_s=0.010, prefill_rate=100.0)
-    assert choose(Turn(0.5, 0.009, 150.0), single, 8) == Pace(0.5, 100.0, Threads(encode=8, forward=1))
-    assert choose(Turn(0.9, 0.006, 150.0), single, 8) == Pace(1.0, 150.0, Threads(encode=1, forward=8))
+    assert choose(Turn(0.5, 0.009, 120.0), single, 8) == Pace(0.5, 100.0, Threads(8, prefill=1, decode=1))
+    assert choose(Turn(0.9, 0.006, 120.0), single, 8) == Pace(1.0, 100.0, Threads(1, prefill=1, decode=8))
+    assert choose(Turn(0.9, 0.009, 150.0), single, 8) == Pace(1.0, 150.0, Threads(1, prefill=8, decode=1))
 
 
 @pytest.mark.parametrize(
@@ -27,11 +30,11 @@ def test_threads_must_be_worth_it_for_each_kind_of_work() -> None:
 def test_an_encoder_step_holds_whole_windows_and_at_least_one(
     encode_s: float, step_s: float, seconds: float
 ) -> None:
-    assert Pace(encode_s, 1.0, Threads(1, 1)).encode_budget(step_s, 30) == seconds
+    assert Pace(encode_s, 1.0, Threads.all_of(1)).encode_budget(step_s, 30) == seconds
 
 
 def test_a_prefill_beside_answers_takes_its_time_and_makes_headway() -> None:
-    pace = Pace(1.0, 2000.0, Threads(1, 1))
+    pace = Pace(1.0, 2000.0, Threads.all_of(1))
     assert pace.prefill_budget(0.05) == 100
     assert pace.prefill_budget(0.001) == 32
 
@@ -71,5 +74,19 @@ def test_no_kernel_is_left_to_be_compiled_while_people_wait(directory: Path) -> 
 def test_a_given_number_of_threads_is_kept(directory: Path) -> None:
     before = torch.get_num_threads()
     core = build_core(EngineConfig(directory, num_threads=1))
-    assert core.runner.threads == Threads(1, 1)
+    assert core.runner.threads == Threads.all_of(1)
+    torch.set_num_threads(before)
+
+
+def test_each_kind_of_work_has_its_threads(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = torch.get_num_threads()
+    core = build_core(EngineConfig(directory))
+    core.runner.threads = Threads(encode=2, prefill=3, decode=1)
+    used: list[int] = []
+    monkeypatch.setattr("server.engine.runner._use_threads", used.append)
+    # The prompt pass, the clip, the prompt, the answer.
+    core.submit(GenerateRequest("a", "What is said?", np.zeros(16_000, np.float32), b"a", SamplingParams(3)))
+    while core.wait(0.0):
+        core.step()
+    assert [count for count, _ in itertools.groupby(used)] == [3, 2, 3, 1]
     torch.set_num_threads(before)
