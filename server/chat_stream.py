@@ -123,6 +123,11 @@ class ChatStream:
         """The task that follows the engine; the service keeps it alive."""
         return self._task
 
+    @property
+    def is_exhausted(self) -> bool:
+        """Whether the answer has ended well and its last delta was read."""
+        return self.finished is not None and self._deltas.qsize() == 1  # the mark of its end alone
+
     def __aiter__(self) -> Self:
         return self
 
@@ -137,8 +142,9 @@ class ChatStream:
 
     async def aclose(self) -> None:
         """Abort in the engine and give back the place; counts as cancelled if it had not ended."""
-        self._task.cancel()
-        await asyncio.wait({self._task})
+        if not self._task.done():
+            self._task.cancel()
+            await asyncio.wait({self._task})
 
     async def __aenter__(self) -> Self:
         return self

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import sys
 import threading
-from multiprocessing.connection import Connection
 
 from server import logs
 from server.engine.factory import Core, build_core, safe_traceback
 from server.engine.loop import run_engine
 from server.engine_clips import ClipReceiver
+from server.engine_frames import Channel
 from server.engine_wire import (
     Abort,
     Build,
-    Channel,
     LoadFailed,
     Loading,
     Ready,
@@ -46,7 +46,7 @@ def main(parent_pid: int, descriptor: int) -> None:
     die_with_parent(parent_pid)
     ignore_stop_signals()
     os.set_inheritable(descriptor, False)
-    sys.exit(EngineChild(Channel(Connection(descriptor))).run())
+    sys.exit(EngineChild(Channel(socket.socket(fileno=descriptor))).run())
 
 
 class EngineChild:

@@ -1,24 +1,22 @@
-"""One life of one engine child, as its parent sees it: the process, its pipe, and a thread each way."""
+"""One life of one engine child, as its parent sees it: the process, and its pipe in the event loop."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
-import queue
+import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
-from multiprocessing import Pipe
-from typing import Any
+from typing import Self
 
 from server.engine.factory import safe_traceback
 from server.engine_child import BOOT
 from server.engine_clips import ClipSender
-from server.engine_wire import Channel, Replies, Stop, ToChild, ToParent
+from server.engine_frames import FrameReader, frame
+from server.engine_wire import Replies, Stop, ToChild, ToParent
 from server.os_process import computing_environment, describe_exit, stop_signals_blocked
 from server.types import GenerateRequest
 
@@ -26,29 +24,39 @@ logger = logging.getLogger(__name__)
 
 EXIT_GRACE_S = 2.0
 """A child that closed its pipe or was told to stop gets this long before it is killed."""
+EXIT_POLL_S = 0.01
 
 
-class EngineLink:
-    """Starts a child and carries messages. Create it in the event loop's thread, which must outlive it.
+class EngineLink(asyncio.Protocol):
+    """A child and the messages to and from it. It belongs to the event loop, and never blocks it.
 
-    on_message is called in the loop, once per message, in order. `lost` is done once the process is gone,
-    everything it had sent has been delivered, and the pipe is closed; its result says how it ended.
-    Nothing here blocks the loop: large messages are pickled and written by the writer thread.
+    on_message is called once per message, in order. `lost` is done once the process is gone, everything it
+    had sent has been delivered, and the pipe is closed; its result says how it ended.
     """
 
-    def __init__(self, on_message: Callable[[ToParent], None]) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], on_message: Callable[[ToParent], None]) -> None:
         self._loop = asyncio.get_running_loop()
+        self._process = process
         self._on_message = on_message
+        self._clips = ClipSender()
+        self._frames = FrameReader()
+        self._transport: asyncio.Transport | None = None
+        self._reaper: asyncio.Task[None] | None = None
         self.lost: asyncio.Future[str] = self._loop.create_future()
         self.last_heard = time.monotonic()
-        ours, theirs = Pipe(duplex=True)
-        self._channel: Channel[ToChild, ToParent] = Channel(ours)
-        with theirs:
-            self._process = _spawn(theirs.fileno())
-        self._outbox: queue.SimpleQueue[ToChild | None] = queue.SimpleQueue()
-        self._writer = threading.Thread(target=self._write, name="engine-writer", daemon=True)
-        self._writer.start()
-        threading.Thread(target=self._read, name="engine-reader", daemon=True).start()
+
+    @classmethod
+    async def open(cls, on_message: Callable[[ToParent], None]) -> Self:
+        """Start a child, from the thread that runs the loop, which must outlive it. Raises OSError."""
+        ours, theirs = socket.socketpair()
+        try:
+            with theirs:
+                link = cls(_spawn(theirs.fileno()), on_message)
+            await link._loop.create_unix_connection(lambda: link, sock=ours)
+        except BaseException:
+            ours.close()  # which ends a child that was started
+            raise
+        return link
 
     @property
     def pid(self) -> int:
@@ -56,8 +64,16 @@ class EngineLink:
         return self._process.pid
 
     def send(self, message: ToChild) -> None:
-        """Queue a message for the child; dropped if the child is gone."""
-        self._outbox.put(message)
+        """Send a message to the child; dropped if the child is gone."""
+        if self._transport is None or self._transport.is_closing():
+            return
+        try:
+            if isinstance(message, GenerateRequest):
+                message = self._clips.shorten(message)
+            self._transport.writelines(frame(message))
+        except Exception as error:  # noqa: BLE001 - the child would look well and hear nothing
+            logger.error("a message could not be sent to the engine: %s", safe_traceback(error))
+            self.kill()
 
     def kill(self) -> None:
         """End the child now; `lost` follows."""
@@ -73,50 +89,33 @@ class EngineLink:
         self.kill()
         await asyncio.wait([self.lost], timeout=EXIT_GRACE_S)
 
-    def _write(self) -> None:
-        clips = ClipSender()
-        try:
-            while (message := self._outbox.get()) is not None:
-                if isinstance(message, GenerateRequest):
-                    message = clips.shorten(message)
-                self._channel.send(message)
-        except OSError:
-            pass  # the child is gone: the reader thread reports it
-        except Exception as error:  # noqa: BLE001 - the child would look well and hear nothing
-            logger.error("engine writer failed: %s", safe_traceback(error))
-            self.kill()
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """The pipe is in the loop."""
+        self._transport = transport
 
-    def _read(self) -> None:
-        """The reader thread; it outlives the child and cleans up after it."""
-        try:
-            while True:
-                message = self._channel.receive()
-                if not isinstance(message, Replies):  # which another thread than the engine's sends
-                    self.last_heard = time.monotonic()
-                self._post(self._on_message, message)
-        except (EOFError, OSError):
-            pass  # the child closed its end, by exiting or by being killed
-        finally:
-            returncode = self._reap()
-            self._outbox.put(None)
-            self._writer.join()
-            self._channel.close()
-            self._post(self._set_lost, describe_exit(returncode))
+    def data_received(self, data: bytes) -> None:
+        """Hand over what is whole. A fault in a receiver must not close the pipe."""
+        for message in self._frames.feed(data):
+            if not isinstance(message, Replies):  # which another thread than the engine's sends
+                self.last_heard = time.monotonic()
+            try:
+                self._on_message(message)
+            except Exception as error:  # noqa: BLE001 - as any callback's of the loop
+                logger.error("a message of the engine was not taken: %s", safe_traceback(error))
 
-    def _reap(self) -> int:
-        try:
-            return self._process.wait(EXIT_GRACE_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            return self._process.wait()
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The child closed its end, by exiting or by being killed."""
+        self._reaper = self._loop.create_task(self._reap(), name="engine-reaper")
 
-    def _post(self, callback: Callable[[Any], None], argument: object) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to tell
-            self._loop.call_soon_threadsafe(callback, argument)
-
-    def _set_lost(self, how: str) -> None:
+    async def _reap(self) -> None:
+        """Wait for the process's end; kill it if it does not come."""
+        grace_ends = time.monotonic() + EXIT_GRACE_S
+        while self._process.poll() is None:
+            if time.monotonic() > grace_ends:
+                self._process.kill()
+            await asyncio.sleep(EXIT_POLL_S)
         if not self.lost.done():
-            self.lost.set_result(how)
+            self.lost.set_result(describe_exit(self._process.returncode))
 
 
 def _spawn(descriptor: int) -> subprocess.Popen[bytes]:

@@ -121,16 +121,19 @@ class EngineProcess(EngineFront):
         self._state = EngineState.STARTING
         try:
             why = await self._watch_child()
-        except (OSError, RuntimeError) as error:  # the latter for a thread
+        except OSError as error:
             why = f"the engine process could not be started: {error}"
         if not self._stopping.is_set():
             self._end_failed(why)
         return why
 
     async def _watch_child(self) -> str:
-        link = self._link = EngineLink(self._on_message)
-        link.send(self._build)
+        link = self._link = await EngineLink.open(self._on_message)
         try:
+            link.send(self._build)
+            if self._stopping.is_set():  # since before the child was there to be told
+                await link.stop()
+                return "the engine was stopped"
             while not link.lost.done():
                 await self._wait_a_tick(link)
                 if self._is_hung(link):

@@ -1,18 +1,25 @@
-"""The messages between `EngineProcess` and its child, and the pipe that carries them.
-
-Both ends are this project, started by each other, so pickle is safe here; nothing else can reach the pipe.
-"""
+"""The messages between `EngineProcess` and its child."""
 
 from __future__ import annotations
 
 import copyreg
-import pickle
-import threading
-from dataclasses import dataclass
-from multiprocessing.connection import Connection
-from typing import Generic, TypeVar
+from dataclasses import dataclass, fields
+from operator import attrgetter
+from typing import Any
 
-from server.types import Delta, EngineConfig, Event, GenerateRequest, ModelInfo, StepOutput
+from server.types import (
+    Delta,
+    EngineConfig,
+    EngineStats,
+    EngineTimings,
+    Event,
+    Finished,
+    GenerateRequest,
+    ModelInfo,
+    StageChanged,
+    StepOutput,
+    Usage,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,37 +79,14 @@ class Replies:
 ToChild = Build | GenerateRequest | Abort | Stop
 ToParent = Loading | Ready | LoadFailed | Replies | StepOutput
 
-Sent = TypeVar("Sent")
-Received = TypeVar("Received")
+
+def _pickle_by_fields(kind: type[Any]) -> None:
+    """Have instances of a dataclass pickled as a call with their fields, in order."""
+    values = attrgetter(*(field.name for field in fields(kind)))
+    copyreg.pickle(kind, lambda message: (kind, values(message)))
 
 
-def _reduce_delta(delta: Delta) -> tuple[type[Delta], tuple[str, str, tuple[int, ...]]]:
-    return Delta, (delta.request_id, delta.text, delta.token_ids)
-
-
-# A step's message is mostly deltas, and it is pickled between two steps: 64 of them take 19 us this way
-# against 85 us the way dataclasses do it.
-copyreg.pickle(Delta, _reduce_delta)
-
-
-class Channel(Generic[Sent, Received]):
-    """One end of the pipe. Any thread may send; one thread receives."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-        self._sending = threading.Lock()
-
-    def send(self, message: Sent) -> None:
-        """Pickle and write one message; blocks while the pipe is full. Raises OSError if the peer is gone."""
-        data = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
-        with self._sending:
-            self._connection.send_bytes(data)
-
-    def receive(self) -> Received:
-        """The next message; waits for it. Raises EOFError or OSError if the peer is gone."""
-        message: Received = pickle.loads(self._connection.recv_bytes())
-        return message
-
-    def close(self) -> None:
-        """Close this end. Not while another thread sends or receives."""
-        self._connection.close()
+# A step's message is pickled between two steps: 64 deltas take 19 us this way against 85 us the way
+# dataclasses do it, what is sent of an answer's last token 15 us against 28, both ends together.
+for _kind in (Delta, StageChanged, Finished, Usage, EngineTimings, EngineStats, StepOutput):
+    _pickle_by_fields(_kind)

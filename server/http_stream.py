@@ -121,29 +121,33 @@ class EventStream(Response):
 
     async def _send_all(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        async for data in self._pieces():
+        async for data, is_last in self._pieces():
             async with asyncio.timeout(STALL_TIMEOUT_S):
-                await send({"type": "http.response.body", "body": data, "more_body": True})
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+                await send({"type": "http.response.body", "body": data, "more_body": not is_last})
 
-    async def _pieces(self) -> AsyncIterator[bytes]:
-        yield self._first
+    async def _pieces(self) -> AsyncIterator[tuple[bytes, bool]]:
+        """What is written at a time, and whether it is the last.
+
+        The end is one write with the delta before it, if both are there: each write costs 0.1 to 0.2 ms.
+        """
+        yield self._first, False
+        data = b""
         next_comment = time.monotonic() + self._keepalive_s
-        while True:
+        while not self._stream.is_exhausted:
+            if data:
+                yield data, False
             try:
                 async with asyncio.timeout(next_comment - time.monotonic()):
-                    delta = await anext(self._stream)
+                    data = self._make_events(await anext(self._stream))
             except TimeoutError:
                 next_comment += self._keepalive_s
-                yield KEEP_ALIVE
-                continue
+                data = KEEP_ALIVE
             except StopAsyncIteration:
+                data = b""
                 break
             except ServerError as error:
                 self._trace.error_code = error.code
-                yield event(error_body(error))
+                yield event(error_body(error)), True
                 return
-            if data := self._make_events(delta):
-                yield data
         note_end(self._stream, self._trace)
-        yield self._make_events(None)
+        yield data + self._make_events(None), True

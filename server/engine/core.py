@@ -301,18 +301,18 @@ class EngineCore:
         if text or new_ids:
             self._events.append(Delta(sequence.request_id, text, new_ids))
         if reason is not None:
-            self._finish(sequence, reason, now)
+            self._finish(sequence, reason)
 
     # Ends.
 
-    def _finish(self, sequence: Sequence, reason: FinishReason, now: float) -> None:
+    def _finish(self, sequence: Sequence, reason: FinishReason) -> None:
         prompt, timeline = sequence.prompt, sequence.timeline
         usage = Usage(len(prompt), len(sequence.generated), prompt.num_audio, sequence.num_cached or 0)
         since = timeline.submitted
         timings = EngineTimings(
             queue_ms=1e3 * (timeline.started - since),
             encode_ms=1e3 * timeline.encode_s,
-            total_ms=1e3 * (now - since),
+            total_ms=1e3 * (time.monotonic() - since),
         )
         self._events.append(Finished(sequence.request_id, reason, usage, timings))
         self._end(sequence)

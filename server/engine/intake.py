@@ -34,6 +34,7 @@ class Intake:
 
         Raises InvalidRequest, InvalidAudio or ContextLengthExceeded.
         """
+        timeline = Timeline(submitted=time.monotonic())
         self._check_merged(request)
         prompt = self._tokens(request)
         room = self._max_context - len(prompt)
@@ -55,7 +56,7 @@ class Intake:
             sampling=request.sampling,
             max_tokens=min(request.sampling.max_tokens, room),
             seed=secrets.randbits(63) if seed is None else seed,
-            timeline=Timeline(submitted=time.monotonic()),
+            timeline=timeline,
             instruction_key=prompt.instruction_key,
             audio_seconds=samples / SAMPLE_RATE,
             encode_seconds=-(-samples // window) * window / SAMPLE_RATE,

@@ -3,13 +3,12 @@
 import asyncio
 import contextlib
 import os
-import pickle
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
 import time
-from multiprocessing import Pipe
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +17,10 @@ import pytest
 from fake_core import FACTORY, request
 
 from server.engine_child import BOOT
+from server.engine_frames import frame
 from server.engine_link import EngineLink
 from server.engine_process import EngineProcess
-from server.engine_wire import Build, Channel
+from server.engine_wire import Build
 from server.errors import EngineError, NotReady
 from server.types import (
     Delta,
@@ -138,17 +138,35 @@ async def test_requests_that_keep_coming_do_not_hide_a_hang(tmp_path):
         await answered_again(engine)
 
 
-async def test_a_writer_that_fails_ends_the_child(tmp_path, monkeypatch, caplog):
+async def test_a_message_that_cannot_be_sent_ends_the_child(tmp_path, monkeypatch, caplog):
     """Without it the child would look well, and no request would ever reach it."""
     async with started(tmp_path) as engine:
         pid = engine.child_pid
-        monkeypatch.setattr(Channel, "send", lambda *_: (_ for _ in ()).throw(MemoryError()))
+        monkeypatch.setattr("server.engine_link.frame", lambda _: (_ for _ in ()).throw(MemoryError()))
         events = await answer(engine, "tokens=1")
         assert isinstance(events[-1].error, EngineError)
         monkeypatch.undo()
-        assert "engine writer failed" in caplog.text
+        assert "a message could not be sent to the engine: MemoryError" in caplog.text
         await until(lambda: is_gone(pid))
         await answered_again(engine)
+
+
+async def test_a_message_that_cannot_be_taken_leaves_the_pipe_open(tmp_path, monkeypatch, caplog):
+    faults, deliver = [ValueError("secret")], EngineProcess._deliver
+
+    def fail_once(engine, output):
+        if faults:
+            raise faults.pop()
+        deliver(engine, output)
+
+    async with started(tmp_path) as engine:
+        pid = engine.child_pid
+        monkeypatch.setattr(EngineProcess, "_deliver", fail_once)
+        await until(lambda: not faults)  # the next heartbeat
+        assert isinstance((await answer(engine, "tokens=2"))[-1], Finished)
+        assert engine.child_pid == pid
+    assert "a message of the engine was not taken: ValueError" in caplog.text
+    assert "secret" not in caplog.text
 
 
 async def test_a_child_that_cannot_be_killed_is_left_behind(tmp_path, monkeypatch):
@@ -163,6 +181,27 @@ async def test_a_child_that_cannot_be_killed_is_left_behind(tmp_path, monkeypatc
             await asyncio.wait_for(engine.stop(), 2)
         os.kill(pid, signal.SIGKILL)
         await until(lambda: is_gone(pid))
+
+
+async def test_a_stop_while_the_child_is_being_started_ends_it(tmp_path, monkeypatch):
+    pids = []
+    open_link = EngineLink.open
+
+    async def open_slowly(on_message):
+        link = await open_link(on_message)
+        pids.append(link.pid)
+        await asyncio.sleep(0.2)
+        return link
+
+    monkeypatch.setattr(EngineLink, "open", open_slowly)
+    engine = EngineProcess(EngineConfig(tmp_path), factory=FACTORY)
+    starting = asyncio.create_task(engine.start())
+    await until(lambda: pids)
+    await engine.stop()
+    with pytest.raises(EngineError, match="the engine was stopped"):
+        await asyncio.wait_for(starting, 1)
+    await until(lambda: is_gone(pids[0]))
+    assert len(pids) == 1
 
 
 async def test_a_stopped_child_counts_as_hung(tmp_path):
@@ -378,11 +417,11 @@ def test_a_child_whose_parent_died_before_it_could_ask_exits_at_once():
 
 
 def test_the_child_exits_when_its_pipe_closes(tmp_path):
-    ours, theirs = Pipe()
-    ours.send_bytes(pickle.dumps(Build(FACTORY, EngineConfig(tmp_path))))
+    ours, theirs = socket.socketpair()
+    ours.sendall(b"".join(frame(Build(FACTORY, EngineConfig(tmp_path)))))
     command = [sys.executable, "-c", BOOT, str(os.getpid()), str(theirs.fileno()), *sys.path]
     with theirs:
         child = subprocess.Popen(command, pass_fds=(theirs.fileno(),))
-    ours.recv_bytes()
+    assert ours.recv(1)
     ours.close()
     assert child.wait(timeout=1) == 0

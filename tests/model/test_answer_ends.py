@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +15,7 @@ from model.speech_llm import SpeechLLM
 from model.tokenizer import Tokenizer
 from server.engine.build import Sizes, assemble
 from server.engine.core import EngineCore
+from server.engine.detokenizer import Detokenizer
 from server.engine.intake import Intake
 from server.types import (
     Accepted,
@@ -130,3 +134,24 @@ def test_the_position_counts_who_waits_ahead(model: SpeechLLM, tokenizer: Tokeni
     assert position("c") == 2, "in the queue; the note of an abort is nobody who waits"
     core.abort("c")
     assert position("d") == 2, "who left before the engine looked is not ahead"
+
+
+def test_the_engines_time_holds_its_own_reading_and_writing(
+    model: SpeechLLM, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the submission, before the prompt is taken apart, to the end, after the text was put together."""
+
+    def slow(method: Callable[..., Any]) -> Callable[..., Any]:
+        def wait(*values: Any, **named: Any) -> Any:
+            time.sleep(0.05)
+            return method(*values, **named)
+
+        return wait
+
+    core = engine(model, tokenizer)
+    run(core, ask("before", 2))
+    monkeypatch.setattr(Intake, "_tokens", slow(Intake._tokens))
+    monkeypatch.setattr(Detokenizer, "finish", slow(Detokenizer.finish))
+    timings = end_of(run(core, ask("known", 2))["known"]).timings
+    assert timings.queue_ms >= 50
+    assert timings.total_ms >= 100

@@ -3,8 +3,8 @@
 import asyncio
 import contextlib
 import os
+import socket
 import threading
-from multiprocessing import Pipe
 
 import numpy as np
 import pytest
@@ -14,7 +14,8 @@ from server.engine.backoff import Backoff
 from server.engine.factory import build_core, reason, safe_traceback
 from server.engine.loop import HEARTBEAT_S, run_engine
 from server.engine.mailbox import Mailbox, Mailboxes
-from server.engine_wire import Abort, Channel, Replies
+from server.engine_frames import Channel, FrameReader, frame
+from server.engine_wire import Abort, Replies
 from server.errors import EngineError, InvalidAudio, RequestCancelled
 from server.os_process import describe_exit
 from server.types import (
@@ -204,7 +205,7 @@ def test_backoff_doubles_up_to_its_limit_and_starts_over_after_health():
 
 
 def test_a_waveform_and_an_error_survive_the_pipe():
-    ours, theirs = (Channel(end) for end in Pipe())
+    ours, theirs = (Channel(end) for end in socket.socketpair())
     wave = np.arange(100_000, dtype=np.float32)
     writer = threading.Thread(
         target=ours.send, args=(GenerateRequest("a", "p", wave, b"k", SamplingParams()),)
@@ -224,7 +225,7 @@ def test_a_waveform_and_an_error_survive_the_pipe():
 
 
 def test_threads_that_send_at_once_do_not_mix_their_messages():
-    ours, theirs = (Channel(end) for end in Pipe())
+    ours, theirs = (Channel(end) for end in socket.socketpair())
     texts = ["x" * 50_000, "y" * 20, "z" * 200_000]
     threads = [
         threading.Thread(target=lambda text=text: [ours.send(Abort(text)) for _ in range(20)])
@@ -238,6 +239,16 @@ def test_threads_that_send_at_once_do_not_mix_their_messages():
         thread.join()
     ours.close()
     theirs.close()
+
+
+@pytest.mark.parametrize("size", [1, 7, 64, 10_000])
+def test_messages_are_whole_however_their_bytes_come(size):
+    sent = [Abort("a"), Replies((ACCEPTED, FINISHED)), Abort("x" * 3000), Abort("")]
+    data = b"".join(piece for message in sent for piece in frame(message))
+    reader, received = FrameReader(), []
+    for start in range(0, len(data), size):
+        received += reader.feed(data[start : start + size])
+    assert received == sent
 
 
 def test_reasons_are_one_line_without_a_traceback():
