@@ -76,7 +76,6 @@ def configure(log_format: str, level: str) -> None:
     root.setLevel(level.upper())
     for name in _QUIET:
         logging.getLogger(name).setLevel(logging.WARNING)
-    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # its warnings quote bytes of the body
 
 
 def log_request(*, level: int = logging.INFO, **fields: object) -> None:

@@ -19,7 +19,7 @@ from server.errors import ServerError
 from server.grpc_api import GrpcServer
 from server.http_api import create_app, create_metrics_app
 from server.http_server import HttpServer
-from server.os_process import spare_from_collection
+from server.os_process import keep_freed_memory, spare_from_collection
 from server.service import SpeechService
 from server.settings import Settings
 
@@ -92,6 +92,7 @@ def build_service(
 
 async def serve(settings: Settings, service: SpeechService) -> None:
     """The whole life of a server. Signal handlers come first, then the ports, then the model."""
+    keep_freed_memory()
     signals = StopSignals()
     with signals.installed():
         server = Server(settings, service, signals)
