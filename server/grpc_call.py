@@ -42,6 +42,7 @@ class Call:
 
     request_id: the caller's name for it, or one made here. api_key: the bearer token, or None.
     timeout_s: seconds that the client gives, less what the reply needs; None without a deadline.
+    status: how it ended; cancelled unless it got to say so.
     """
 
     def __init__(self, context: Context, method: str, max_s: float) -> None:
@@ -52,6 +53,7 @@ class Call:
         authorization = metadata.get("authorization")
         self.api_key = bearer_token(authorization) if isinstance(authorization, str) else None
         self.timeout_s = _less_margin(context.time_remaining())
+        self.status = grpc.StatusCode.CANCELLED.name
         self._context = context
         self._method = method
         self._max_s = max_s
@@ -128,15 +130,11 @@ class Call:
         except ServerError as error:
             await self._abort(error)
         except grpc.aio.InternalError as error:
-            self._log("CANCELLED")
             raise asyncio.CancelledError from error  # a batch fails only on a call that is over
-        except asyncio.CancelledError:
-            self._log("CANCELLED")
-            raise
         except Exception:
             logger.exception("request failed unexpectedly", extra={"request_id": self.request_id})
             await self._abort(EngineError("internal error"))
-        self._log("OK")
+        self.status = grpc.StatusCode.OK.name
         return answer
 
     async def _run_bounded(self, handler: Callable[[Call], Awaitable[T]]) -> T:
@@ -150,18 +148,19 @@ class Call:
 
     async def _abort(self, error: ServerError) -> NoReturn:
         status = status_of(error, self.request_id)
-        self._log(status.code.name)
+        self.status = status.code.name
         try:
             async with asyncio.timeout(STALL_S):
                 await self._context.abort(status.code, status.message, status.trailing_metadata)
         except (TimeoutError, grpc.aio.InternalError) as failure:
             raise asyncio.CancelledError from failure  # the client does not read, or is gone
 
-    def _log(self, status: str) -> None:
+    def log(self) -> None:
+        """The call's one line, for when it is over: no answer waits for it."""
         fields = {
             "request_id": self.request_id,
             "method": self._method,
-            "status": status,
+            "status": self.status,
             "duration_ms": round((time.monotonic() - self._started_at) * 1e3, 1),
         }
         logger.info("rpc ended", extra=fields)

@@ -134,10 +134,10 @@ def add_info_routes(app: FastAPI, service: SpeechService) -> None:
         return JsonResponse(dataclasses.asdict(service.load()))
 
 
-def add_speech_routes(app: FastAPI, service: SpeechService) -> None:
+def add_speech_routes(app: DocumentedApp, service: SpeechService) -> None:
     """`POST /v1/speech/chat`."""
 
-    @app.post("/v1/speech/chat", responses=CHAT_DOCS, openapi_extra=SPEECH_CHAT_BODY)
+    @app.answer("/v1/speech/chat", responses=CHAT_DOCS, openapi_extra=SPEECH_CHAT_BODY)
     async def speech_chat(request: Request) -> Response:
         """Ask about a clip: multipart (`file`, `prompt`, ...) or JSON (`audio.data` in base64)."""
         return await exchange(request, service, read_speech_chat)

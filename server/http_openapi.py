@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from typing import Any, cast
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
+from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
+from starlette.responses import Response
 
 from server.http_body import FORM_TYPE, JSON_TYPE
 from server.http_body_docs import REF_TEMPLATE, complete_bodies, form_schema
@@ -67,10 +69,34 @@ ERROR_HEADERS = {401: CHALLENGE, 429: RETRY_AFTER, 503: RETRY_AFTER}
 KEY: list[dict[str, list[str]]] = [{"key": []}, {}]
 """A key where there are keys, which the document cannot know."""
 Docs = dict[int | str, dict[str, Any]]
+Endpoint = Callable[[Request], Coroutine[Any, Any, Response]]
+
+
+class DirectRoute(APIRoute):
+    """A route whose endpoint reads its request itself and gives a response, as Starlette's do.
+
+    FastAPI's own reading of parameters and bodies, its dependencies and its writing of replies would find
+    nothing to do, which takes them 0.15 ms.
+    """
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """The endpoint alone."""
+        return cast("Endpoint", self.endpoint)
 
 
 class DocumentedApp(FastAPI):
     """Adds to the document what FastAPI does not see: the models of bodies and replies, and the key."""
+
+    def answer(self, path: str, **documented: Any) -> Callable[[Endpoint], Endpoint]:
+        """Decorates the endpoint of a POST route. documented: as FastAPI's `post` takes it."""
+
+        def add(endpoint: Endpoint) -> Endpoint:
+            self.router.add_api_route(
+                path, endpoint, methods=["POST"], route_class_override=DirectRoute, **documented
+            )
+            return endpoint
+
+        return add
 
     def openapi(self) -> dict[str, Any]:
         """The document; made once, for it tells this server's limits."""

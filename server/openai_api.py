@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import Request
 from starlette.responses import PlainTextResponse, Response
 
 from server.errors import InvalidRequest
@@ -23,7 +23,7 @@ from server.http_body import (
 from server.http_body_docs import form_schema
 from server.http_errors import JsonResponse
 from server.http_exchange import Ask, Reply, chat_ask, exchange
-from server.http_openapi import CHAT_DOCS, TRANSCRIPT_DOCS, limits_of, request_body
+from server.http_openapi import CHAT_DOCS, TRANSCRIPT_DOCS, DocumentedApp, limits_of, request_body
 from server.http_replies import Transcript
 from server.http_stream import DONE, KEEP_ALIVE, Events, event
 from server.openai_schemas import (
@@ -48,10 +48,10 @@ AUDIO_NAMES = {"max_tokens": "max_completion_tokens", "prompt": "model"}
 """The instruction is the route's: where it is refused, this model cannot serve the route."""
 
 
-def add_openai_routes(app: FastAPI, service: SpeechService) -> None:
+def add_openai_routes(app: DocumentedApp, service: SpeechService) -> None:
     """`POST /v1/chat/completions`, `/v1/audio/transcriptions`, `/v1/audio/translations`."""
 
-    @app.post(
+    @app.answer(
         "/v1/chat/completions",
         responses=CHAT_DOCS,
         description="OpenAI's chat, about one clip or with the language model alone. "
@@ -61,7 +61,7 @@ def add_openai_routes(app: FastAPI, service: SpeechService) -> None:
     async def chat_completions(request: Request) -> Response:
         return await exchange(request, service, read_chat_completion)
 
-    @app.post(
+    @app.answer(
         "/v1/audio/transcriptions",
         responses=TRANSCRIPT_DOCS,
         description="What is said, in English. " + limits_of(TRANSCRIPTION_NEUTRAL, AUDIO_IGNORED),
@@ -72,7 +72,7 @@ def add_openai_routes(app: FastAPI, service: SpeechService) -> None:
     async def transcriptions(request: Request) -> Response:
         return await exchange(request, service, read_transcription)
 
-    @app.post(
+    @app.answer(
         "/v1/audio/translations",
         responses=TRANSCRIPT_DOCS,
         description="What is said, in German, where OpenAI's route translates to English. "

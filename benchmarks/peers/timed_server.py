@@ -26,6 +26,8 @@ from server.service import SpeechService
 from server.settings import Settings, load_settings
 from server.types import DecodedAudio, Finished, StepOutput
 
+TELL_S = 0.002
+
 
 class TimedEngine(EngineProcess):
     """Tells of every answer's own time."""
@@ -49,8 +51,12 @@ class TimedDecoder(CachedDecoder):
 
 
 def tell(name: str, value: float) -> None:
-    """One line, at once."""
-    sys.stdout.write(json.dumps({name: value}) + "\n")
+    """One line, a moment later: what is measured must not wait for it."""
+    asyncio.get_running_loop().call_later(TELL_S, _write, json.dumps({name: value}) + "\n")
+
+
+def _write(line: str) -> None:
+    sys.stdout.write(line)
     sys.stdout.flush()
 
 
