@@ -36,6 +36,10 @@ Attend = Callable[[Tensor], Tensor]
 GPU_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MOST_ROWS = 12
 """Of a step on a CPU that is one compiled function; with more, oneDNN's products are faster."""
+MOST_WIDE_ROWS = 4
+"""The same where oneDNN has AVX-512 and weights are WIDE: the function's products are made for AVX2."""
+WIDE = 512
+"""Channels from which on a step is products, not calls."""
 CPU_DTYPES = (torch.float32, torch.float64)
 
 
@@ -140,6 +144,12 @@ def _runs(device: torch.device) -> bool:
     return True
 
 
+def most_rows(hidden_size: int) -> int:
+    """Rows up to which a step of a decoder so wide is one compiled function on this CPU."""
+    has_wide_products = torch.backends.cpu.get_cpu_capability() == "AVX512"
+    return MOST_WIDE_ROWS if has_wide_products and hidden_size >= WIDE else MOST_ROWS
+
+
 class FusedLlama:
     """Wraps a decoder whose weights are loaded, and merged and packed if they are to be. Shares all of them.
 
@@ -153,6 +163,7 @@ class FusedLlama:
         self._layers = [_Layer.of(block) for block in llama.blocks]
         self._head = Weight.of(llama.lm_head)
         self._decode_step = None if self.is_for_graphs else _decode_step(self._layers)
+        self._most_rows = most_rows(llama.config.hidden_size)
 
     @property
     def is_for_graphs(self) -> bool:
@@ -174,7 +185,7 @@ class FusedLlama:
     def forward(self, batch: FlatBatch, cache: KVCache) -> Tensor:
         """As `Llama.forward`: hidden states [N, D] before the final norm. The batch must carry a scale."""
         assert batch.scale is not None, "a batch without scales"
-        if self._decode_step is not None and not batch.prefills and len(batch.positions) <= MOST_ROWS:
+        if self._decode_step is not None and not batch.prefills and len(batch.positions) <= self._most_rows:
             return self._decode_step.run(batch, self._llama.rotary_table(batch.embeddings), cache)
         attention = PagedAttention(batch, cache, self._ops.paged_attention)
         return self.run(batch.embeddings, batch.positions, batch.slots, batch.scale, cache, attention.read)

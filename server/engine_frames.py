@@ -20,7 +20,7 @@ Received = TypeVar("Received")
 
 
 def frame(message: object) -> tuple[bytes, bytes]:
-    """The frame of a message, in two pieces: joined, a clip would be copied once more."""
+    """The frame of a message, in two pieces, so that nobody need copy a clip to join them."""
     data = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
     return LENGTH.pack(len(data)), data
 

@@ -30,8 +30,9 @@ EXIT_POLL_S = 0.01
 class EngineLink(asyncio.Protocol):
     """A child and the messages to and from it. It belongs to the event loop, and never blocks it.
 
-    on_message is called once per message, in order. `lost` is done once the process is gone, everything it
-    had sent has been delivered, and the pipe is closed; its result says how it ended.
+    on_message is called once per message, in order. `lost` is done once the process is gone, what it had sent
+    has been delivered (but for what a failed write finds unread), and the pipe is closed; its result says how
+    it ended.
     """
 
     def __init__(self, process: subprocess.Popen[bytes], on_message: Callable[[ToParent], None]) -> None:
@@ -51,10 +52,16 @@ class EngineLink(asyncio.Protocol):
         ours, theirs = socket.socketpair()
         try:
             with theirs:
-                link = cls(_spawn(theirs.fileno()), on_message)
+                process = _spawn(theirs.fileno())
+        except BaseException:
+            ours.close()
+            raise
+        link = cls(process, on_message)
+        try:
             await link._loop.create_unix_connection(lambda: link, sock=ours)
         except BaseException:
-            ours.close()  # which ends a child that was started
+            ours.close()
+            link.kill()
             raise
         return link
 
@@ -104,7 +111,7 @@ class EngineLink(asyncio.Protocol):
                 logger.error("a message of the engine was not taken: %s", safe_traceback(error))
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The child closed its end, by exiting or by being killed."""
+        """The child closed its end, exiting or killed; or a message could not be written, or not be read."""
         self._reaper = self._loop.create_task(self._reap(), name="engine-reaper")
 
     async def _reap(self) -> None:

@@ -1,4 +1,6 @@
-"""The `Engine` interface over a supervised child process: Python on the event loop never delays a step.
+"""The `Engine` interface over a supervised child process: Python on the event loop delays no step.
+
+Only a loop that stands still until some forty steps' messages fill the pipe would hold the engine up.
 
 A child that dies or hangs ends its requests with an error and is started again, with back-off.
 """
@@ -78,7 +80,7 @@ class EngineProcess(EngineFront):
         if self._link is not None:
             await self._link.stop()
         if self._supervisor is not None:
-            await asyncio.wait([self._supervisor], timeout=EXIT_GRACE_S)
+            await asyncio.wait([self._supervisor], timeout=3 * EXIT_GRACE_S)
 
     @property
     def child_pid(self) -> int | None:

@@ -100,10 +100,10 @@ class SpeechChat:
         """Live until the library is through with the call, which is after its answer was sent."""
 
         def leave(ctx: Context) -> None:
-            call.log()
             self._live.discard(call)
             if not self._live:
                 self._idle.set()
+            call.log()
 
         self._live.add(call)
         self._idle.clear()

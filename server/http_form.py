@@ -1,15 +1,24 @@
-"""multipart/form-data as it arrives: kept in memory, bounded, strict, never written to disk."""
+"""multipart/form-data as it arrives: kept in memory, bounded, never written to disk."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
+from email.message import Message
 
-from multipart import MultipartError, MultipartSegment, PushMultipartParser, parse_options_header
+from multipart import MultipartError, MultipartSegment, PushMultipartParser
 
 from server.errors import InvalidAudio, InvalidRequest, PayloadTooLarge
 
 MAX_PARTS = 64
 MAX_NAME_CHARS = 64
+MAX_HEADERS = 6
+MAX_HEADER_BYTES = 1024
+"""Of a part. A header may go on over many short lines, and the parser joins them anew for each of them."""
+MAX_BOUNDARY_CHARS = 70
+"""As RFC 2046 (5.1.1) bounds it."""
+MAX_PREAMBLE_BYTES = 1024
+"""Before the first boundary, where no client writes anything and a search for it is at its slowest."""
 FILE_FIELD = "file"
 """The one name that files have on every route."""
 CHARSETS = {
@@ -17,6 +26,8 @@ CHARSETS = {
     **dict.fromkeys(("iso-8859-1", "latin1", "latin-1"), "latin-1"),
 }
 """Of text: what it says it is written in, and how it is read."""
+HAS_FILENAME = re.compile(r";\s*filename\*?\s*=", re.IGNORECASE)
+"""Whatever its value: some clients leave out the quotes, older ones write it as RFC 5987 has it."""
 PLAIN_ENCODINGS = ("", "7bit", "8bit", "binary")
 
 
@@ -41,10 +52,13 @@ class FormReader:
         self._max_file_bytes = max_file_bytes
         self._max_field_bytes = max_field_bytes
         self._part: _Part | None = None
-        boundary = parse_options_header(content_type)[1].get("boundary", "")
-        if not boundary:
-            raise InvalidRequest("The Content-Type multipart/form-data has no boundary.")
-        self._parser = PushMultipartParser(boundary)
+        self._num_preamble_bytes = 0
+        self._parser = PushMultipartParser(
+            _boundary_of(content_type),
+            max_header_size=MAX_HEADER_BYTES,
+            max_header_count=MAX_HEADERS,
+            header_charset="latin-1",  # which any bytes are: file names come in every code page
+        )
 
     def feed(self, chunk: bytes) -> None:
         """Take the next bytes of the body."""
@@ -55,6 +69,10 @@ class FormReader:
                 self._take(event)
         except MultipartError as error:
             raise InvalidRequest("The multipart body is malformed.") from error
+        if self._part is None and not self.fields and not self.files:
+            self._num_preamble_bytes += len(chunk)
+            if self._num_preamble_bytes > MAX_PREAMBLE_BYTES:
+                raise InvalidRequest("The multipart body does not begin with its boundary.")
 
     def close(self) -> None:
         """The body has ended. Raises InvalidRequest if the form had not."""
@@ -88,11 +106,23 @@ class FormReader:
             self.fields.append((part.name, _decode(part)))
 
 
+def _boundary_of(content_type: str) -> bytes:
+    """Raises InvalidRequest if there is none, or one that is too long."""
+    header = Message()
+    header["Content-Type"] = content_type
+    boundary = str(header.get_param("boundary", ""))
+    if not boundary:
+        raise InvalidRequest("The Content-Type multipart/form-data has no boundary.")
+    if len(boundary) > MAX_BOUNDARY_CHARS:
+        raise InvalidRequest(f"The multipart boundary is longer than {MAX_BOUNDARY_CHARS} characters.")
+    return boundary.encode("latin-1", "replace")
+
+
 def _begin(head: MultipartSegment) -> _Part:
-    name = head.name or ""
+    name = (head.name or "").encode("latin-1").decode("utf-8", "replace")
     if not 0 < len(name) <= MAX_NAME_CHARS:
         raise InvalidRequest("A form part has no name, or one that is too long.")
-    is_file = head.filename is not None or "filename*=" in head["Content-Disposition"]
+    is_file = HAS_FILENAME.search(head["Content-Disposition"]) is not None
     if name == FILE_FIELD and not is_file:
         raise InvalidAudio(f"{name} must be sent as a file, with a filename (curl: -F {name}=@clip.wav).")
     if head.header("Content-Transfer-Encoding", "").strip().lower() not in PLAIN_ENCODINGS:

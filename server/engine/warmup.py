@@ -18,8 +18,10 @@ from server.types import Accepted, Delta, Failed, GenerateRequest, SamplingParam
 
 ANSWER_TOKENS = 8
 FEWEST_TOKENS = 32
-BIG_STEP_S = 0.008
+BIG_STEP_S = 0.012
 """A decode step so long is all arithmetic: threads help for certain, and another turn would cost seconds."""
+LONG_STEP_S = 0.004
+"""One so long is arithmetic for the most part: there more threads need only be faster at all."""
 WORTH_IT = 0.8
 """More threads must bring the time below this share of one thread's: an idle machine flatters them, and on a
 shared one each barrier waits for a core."""
@@ -65,13 +67,14 @@ def warm_up(core: EngineCore, merged_prompt: str | None) -> Pace:
 
 def choose(full: Turn, single: Turn, most: int) -> Pace:
     """full: a turn with `most` threads, single: one with one. Each kind of work chooses for itself."""
+    worth_it = 1.0 if full.step_s > LONG_STEP_S else WORTH_IT
     encode = full.encode_s < WORTH_IT * single.encode_s
-    prefill = WORTH_IT * full.prefill_rate > single.prefill_rate
-    decode = full.step_s < WORTH_IT * single.step_s
+    prefill = worth_it * full.prefill_rate > single.prefill_rate
+    decode = full.step_s < worth_it * single.step_s
     return Pace(
         full.encode_s if encode else single.encode_s,
         full.prefill_rate if prefill else single.prefill_rate,
-        Threads(*(most if worth_it else 1 for worth_it in (encode, prefill, decode))),
+        Threads(*(most if helps else 1 for helps in (encode, prefill, decode))),
     )
 
 

@@ -354,7 +354,7 @@ async def test_nothing_is_left_over(tmp_path):
             os.kill(engine.child_pid, signal.SIGKILL)
             await until(lambda engine=engine: engine.health().state is EngineState.FAILED)
             await answered_again(engine)
-    await until(lambda: held() == before, 1)  # the reader thread's last act is to report the end
+    await until(lambda: held() == before, 1)  # the link's last act is to report the end
 
 
 PARENT = """

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from model.config import LlamaConfig, LoraConfig
 from model.decode_step import heads_at_a_time
-from model.fused_llama import MOST_ROWS, FusedLlama, _runs
+from model.fused_llama import MOST_ROWS, FusedLlama, _runs, most_rows
 from model.kv_cache import KVCache
 from model.llama import DecodeRows, FlatBatch, Llama, PrefillSpan
 from model.numba_kernels import COUNTERS, OPTIONS, add_to, look_at, take, take_another, wait
@@ -314,3 +314,14 @@ def test_a_gpu_on_which_triton_runs_nothing_has_no_kernels(
     monkeypatch.setattr("model.triton_ops", SimpleNamespace(norm=refuse), raising=False)
     assert not _runs(torch.device("cpu"))
     assert "failed to map segment" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("capability", "hidden_size", "rows"),
+    [("AVX2", 4096, 12), ("AVX512", 1024, 4), ("AVX512", 320, 12), ("DEFAULT", 1024, 12)],
+)
+def test_wide_steps_are_left_to_products_that_are_wider(
+    capability: str, hidden_size: int, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: capability)
+    assert most_rows(hidden_size) == rows

@@ -18,10 +18,16 @@ from server.types import EngineConfig, EngineStats, GenerateRequest, SamplingPar
 
 
 def test_threads_must_be_worth_it_for_each_kind_of_work() -> None:
+    single = Turn(encode_s=1.0, step_s=0.0010, prefill_rate=100.0)
+    assert choose(Turn(0.5, 0.0009, 120.0), single, 8) == Pace(0.5, 100.0, Threads(8, prefill=1, decode=1))
+    assert choose(Turn(0.9, 0.0006, 120.0), single, 8) == Pace(1.0, 100.0, Threads(1, prefill=1, decode=8))
+    assert choose(Turn(0.9, 0.0009, 150.0), single, 8) == Pace(1.0, 150.0, Threads(1, prefill=8, decode=1))
+
+
+def test_where_steps_are_long_threads_need_only_help() -> None:
     single = Turn(encode_s=1.0, step_s=0.010, prefill_rate=100.0)
-    assert choose(Turn(0.5, 0.009, 120.0), single, 8) == Pace(0.5, 100.0, Threads(8, prefill=1, decode=1))
-    assert choose(Turn(0.9, 0.006, 120.0), single, 8) == Pace(1.0, 100.0, Threads(1, prefill=1, decode=8))
-    assert choose(Turn(0.9, 0.009, 150.0), single, 8) == Pace(1.0, 150.0, Threads(1, prefill=8, decode=1))
+    assert choose(Turn(0.5, 0.009, 120.0), single, 8) == Pace(0.5, 120.0, Threads(8, prefill=8, decode=8))
+    assert choose(Turn(0.5, 0.011, 90.0), single, 8) == Pace(0.5, 100.0, Threads(8, prefill=1, decode=1))
 
 
 @pytest.mark.parametrize(

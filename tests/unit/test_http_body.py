@@ -79,13 +79,65 @@ def test_a_form_is_the_same_however_its_bytes_come(size: int) -> None:
     assert form.files == [("file", file)]
 
 
-def test_a_file_whose_name_is_in_another_script_is_a_file() -> None:
-    """As older clients write it (RFC 5987)."""
+@pytest.mark.parametrize(
+    "disposition",
+    [
+        b'form-data; name="file"; filename="aufnahme_\xfc.wav"',
+        b"form-data; name=\"file\"; filename*=utf-8''%e2%82%ac.wav",
+        b"form-data; name=file; filename=/tmp/a.wav",
+        b'form-data; name="file"; filename=""',
+        b"form-data; name=file; FileName=\xe9.wav",
+    ],
+)
+def test_a_file_is_one_whatever_its_name(disposition: bytes) -> None:
+    """In any code page, without quotes, as older clients write it (RFC 5987)."""
     form = FormReader("multipart/form-data; boundary=a", max_file_bytes=300, max_field_bytes=20)
-    disposition = b"form-data; name=\"file\"; filename*=utf-8''%e2%82%ac.wav"
     form.feed(b"--a\r\nContent-Disposition: " + disposition + b"\r\n\r\nRIFF\r\n--a--\r\n")
     form.close()
     assert form.files == [("file", b"RIFF")]
+
+
+@pytest.mark.parametrize("boundary", ["----=_Part_1", "abc/def", "a:b", '"a b?c"', "\u00e9", "b" * 70])
+def test_boundaries_need_no_quotes(boundary: str) -> None:
+    form = FormReader(f"multipart/form-data; boundary={boundary}", max_file_bytes=300, max_field_bytes=20)
+    mark = b"--" + boundary.strip('"').encode("latin-1")
+    form.feed(mark + b'\r\nContent-Disposition: form-data; name="prompt"\r\n\r\nhi\r\n' + mark + b"--")
+    form.close()
+    assert form.fields == [("prompt", "hi")]
+
+
+def test_names_are_utf_8() -> None:
+    form = FormReader("multipart/form-data; boundary=a", max_file_bytes=300, max_field_bytes=20)
+    form.feed('--a\r\nContent-Disposition: form-data; name="größe"\r\n\r\n1\r\n--a--'.encode())
+    form.close()
+    assert form.fields == [("größe", "1")]
+
+
+def test_a_boundary_has_a_bound() -> None:
+    with pytest.raises(InvalidRequest, match="longer than 70"):
+        FormReader(f"multipart/form-data; boundary={'-' * 71}", max_file_bytes=1, max_field_bytes=1)
+
+
+def test_nothing_long_comes_before_the_first_boundary() -> None:
+    form = FormReader("multipart/form-data; boundary=a", max_file_bytes=2**25, max_field_bytes=20)
+    form.feed(b"-" * 1024)
+    with pytest.raises(InvalidRequest, match="begin with its boundary"):
+        form.feed(b"-")
+
+
+def test_headers_of_many_lines_cost_little() -> None:
+    """The parser joins a header anew for each line that goes on with it."""
+    form = FormReader("multipart/form-data; boundary=a", max_file_bytes=2**25, max_field_bytes=20)
+    header = b"x: y" + b"\r\n z" * 500 + b"\r\n"
+    part = b'--a\r\nContent-Disposition: form-data; name="p"\r\n' + 5 * header + b"\r\nv\r\n"
+    begin = time.process_time()
+    form.feed(64 * part + b"--a--")
+    assert time.process_time() - begin < 1.0
+    with pytest.raises(InvalidRequest, match="malformed"):
+        FormReader("multipart/form-data; boundary=a", max_file_bytes=1, max_field_bytes=1).feed(
+            part.replace(b"z", b"zzzz")
+        )
+
 
 def test_a_form_may_have_as_many_parts_as_it_may() -> None:
     form = FormReader("multipart/form-data; boundary=a", max_file_bytes=2**25, max_field_bytes=2**20)
