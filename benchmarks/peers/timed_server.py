@@ -27,6 +27,7 @@ from server.settings import Settings, load_settings
 from server.types import DecodedAudio, Finished, StepOutput
 
 TELL_S = 0.002
+"""After the client has its answer, and before it begins to wait for what is told."""
 
 
 class TimedEngine(EngineProcess):

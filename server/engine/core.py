@@ -283,9 +283,9 @@ class EngineCore:
                 self.scheduler.enter_generating(sequence, now)
         self._publish_stages()
         for sequence, token in results.tokens.items():
-            self._commit_token(sequence, token, now)
+            self._commit_token(sequence, token)
 
-    def _commit_token(self, sequence: Sequence, token: int, now: float) -> None:
+    def _commit_token(self, sequence: Sequence, token: int) -> None:
         """Turn a token into text, and end the answer where it ends."""
         before = len(sequence.generated)
         reason = self.scheduler.commit_token(sequence, token, self.runner.eos_id)
