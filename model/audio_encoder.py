@@ -102,7 +102,7 @@ class AudioEncoder(nn.Module):
         """Per clip [windows * subsampled frames, output size]: its windows' outputs end to end."""
         weight = self.whisper.conv1.weight
         log_mel = torch.cat([clip.log_mel for clip in clips]).to(weight.device, weight.dtype)
-        hidden = yield from encode_windows(self.whisper, log_mel)
+        hidden = yield from encode_windows(self.whisper, log_mel, max(clip.num_frames for clip in clips))
         branched = []
         for part, clip in zip(torch.split(hidden, [len(clip.log_mel) for clip in clips]), clips, strict=True):
             out = yield from self.whisper_branch.pieces(part[:, : clip.num_frames])

@@ -63,51 +63,58 @@ class WhisperEncoder(nn.Module):
         return [layer for layer in self.layers if isinstance(layer, WhisperLayer)]
 
 
-def encode_windows(encoder: WhisperEncoder, log_mel: Tensor) -> Pieces[Tensor]:
-    """Windows [W, mel bins, 2 F] -> [W, F, d_model], F the encoder's positions."""
+def encode_windows(
+    encoder: WhisperEncoder, log_mel: Tensor, num_frames: int | None = None
+) -> Pieces[Tensor]:
+    """Windows [W, mel bins, 2 F] -> [W, num_frames, d_model], F the encoder's positions, all unless fewer
+    are asked for: every layer but the last needs all of them, for each frame attends to each.
+    """
     x = F.gelu((yield from convolve(encoder.conv1, log_mel)))
     x = F.gelu((yield from convolve(encoder.conv2, x)))
     hidden = x.transpose(1, 2) + encoder.embed_positions.weight
-    for layer in encoder.blocks:
-        hidden = yield from _layer(layer, hidden)
+    *first, last = encoder.blocks
+    for layer in first:
+        hidden = yield from _layer(layer, hidden, hidden.shape[1])
         yield from pauses(hidden)
+    hidden = yield from _layer(last, hidden, hidden.shape[1] if num_frames is None else num_frames)
+    yield from pauses(hidden)
     normed: Tensor = encoder.layer_norm(hidden)
     return normed
 
 
-def _layer(layer: WhisperLayer, hidden: Tensor) -> Pieces[Tensor]:
-    """One transformer layer, normalised before each half. [W, F, d] -> the same."""
-    attended = yield from _attend(layer.self_attn, layer.self_attn_layer_norm(hidden))
-    hidden = hidden + (yield from linear(layer.self_attn.out_proj, attended))
+def _layer(layer: WhisperLayer, hidden: Tensor, kept: int) -> Pieces[Tensor]:
+    """One transformer layer, normalised before each half. [W, F, d] -> its first frames [W, kept, d]."""
+    attended = yield from _attend(layer.self_attn, layer.self_attn_layer_norm(hidden), kept)
+    hidden = hidden[:, :kept] + (yield from linear(layer.self_attn.out_proj, attended))
     wide = yield from linear(layer.fc1, layer.final_layer_norm(hidden), F.gelu)
     return _finite(hidden + (yield from linear(layer.fc2, wide)))
 
 
-def _attend(attention: WhisperAttention, x: Tensor) -> Pieces[Tensor]:
-    """What comes before the output projection. [W, F, d] -> the same."""
+def _attend(attention: WhisperAttention, x: Tensor, kept: int) -> Pieces[Tensor]:
+    """What comes before the output projection. [W, F, d] -> of the first frames [W, kept, d]."""
     windows, frames, size = x.shape
 
     def split(projected: Tensor) -> Tensor:
-        return projected.view(windows, frames, attention.num_heads, -1).transpose(1, 2)
+        return projected.unflatten(2, (attention.num_heads, -1)).transpose(1, 2)
 
-    query = split((yield from linear(attention.q_proj, x)))
+    query = split((yield from linear(attention.q_proj, x[:, :kept])))
     key = split((yield from linear(attention.k_proj, x)))
     value = split((yield from linear(attention.v_proj, x)))
     clips, step = [slice(None)], rows_of_a_piece(4.0 * frames * size * windows, x.device)
-    is_cut = not x.is_cuda or frames > step
+    is_cut = not x.is_cuda or kept > step
     if is_cut:
         clips = [slice(window, window + 1) for window in range(windows)]
         step = max(rows_of_a_piece(4.0 * frames * size, x.device), FAST_QUERIES)
     attended = []
     for clip in clips:
         parts = []
-        for part in query[clip].chunk(max(1, frames // step), dim=2):
+        for part in query[clip].chunk(max(1, kept // step), dim=2):
             attend = F.scaled_dot_product_attention
             parts.append(attend(part, key[clip], value[clip], scale=attention.scaling))
             if is_cut:
                 yield
         attended.append(join(parts, 2))
-    return join(attended).transpose(1, 2).reshape(windows, frames, size)
+    return join(attended).transpose(1, 2).reshape(windows, kept, size)
 
 
 def _finite(x: Tensor) -> Tensor:

@@ -46,7 +46,7 @@ def whisper_features(
     device = next(encoder.parameters()).device
     clips = [windows(torch.from_numpy(wave)) for wave in waves]
     log_mel = torch.cat([clip.log_mel for clip in clips]).to(device)
-    hidden = finish(encode_windows(encoder, log_mel))
+    hidden = finish(encode_windows(encoder, log_mel, max(clip.num_frames for clip in clips)))
     return [rows[: clip.num_frames].half().cpu().numpy() for rows, clip in zip(hidden, clips, strict=True)]
 
 

@@ -61,13 +61,19 @@ class Work:
 
 
 def whisper(encoder: AudioEncoder, windows: int, frames: int) -> Work:
-    """The semantic branch. frames: of every window, so many reach the subsampler; the encoder reads all."""
+    """The semantic branch. frames: of every window, so many reach the subsampler. Every layer reads all, and
+    the last one needs no more than the keys and values of the others."""
     model: Any = encoder.whisper
     positions = model.config.max_source_positions
-    rows, size = windows * positions, model.config.d_model
-    attention = 4.0 * rows * positions * size * len(model.layers)
+    rows, kept = windows * positions, windows * frames
+    *first, last = model.layers
+    seen = (last.self_attn.k_proj.weight, last.self_attn.v_proj.weight)
+    others = [one for one in _weights(last) if not any(one is weight for weight in seen)]
+    products = [product for layer in first for product in _products(layer, rows)]
+    products += [Product(weight, rows) for weight in seen] + [Product(weight, kept) for weight in others]
+    attention = 4.0 * (len(first) * rows + kept) * positions * model.config.d_model
     convolutions = _convolution(model.conv1, 2 * rows) + _convolution(model.conv2, rows)
-    core = Work(_products(model.layers, rows), attention + convolutions, _bytes(model.parameters()))
+    core = Work(tuple(products), attention + convolutions, _bytes(model.parameters()))
     return core + branch(encoder.whisper_branch, windows, frames)
 
 

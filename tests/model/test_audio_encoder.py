@@ -153,15 +153,18 @@ def test_wavlm_in_pieces_keeps_to_1e_5_in_float32(monkeypatch) -> None:
     assert torch.allclose(finish(WavLMFrontEnd(wavlm)(wave)), expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("num_frames", [None, 37])
 @pytest.mark.parametrize("flops", [1.0, 2e6, 1e12])
 @torch.no_grad()
-def test_whisper_in_pieces_of_any_size_is_the_whole(monkeypatch, flops) -> None:
+def test_whisper_in_pieces_of_any_size_is_the_whole(monkeypatch, flops, num_frames) -> None:
     config = small_config()
     encoder, features = build_encoder(config), AudioFeatures(config)
     log_mel = torch.cat([features(noise_clip(s, seed=i)).log_mel for i, s in enumerate((1.4, 2.0))]).double()
-    expected = stock_whisper(encoder.whisper)(log_mel).last_hidden_state
+    expected = stock_whisper(encoder.whisper)(log_mel).last_hidden_state[:, :num_frames]
     monkeypatch.setattr(pieces, "CPU_FLOPS", flops)
-    assert torch.allclose(finish(encode_windows(encoder.whisper, log_mel)), expected, rtol=0, atol=1e-10)
+    found = finish(encode_windows(encoder.whisper, log_mel, num_frames))
+    assert found.shape == expected.shape
+    assert torch.allclose(found, expected, rtol=0, atol=1e-10)
 
 
 def build_encoder(config: SpeechLLMConfig) -> AudioEncoder:
