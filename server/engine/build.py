@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
 from collections.abc import Callable
@@ -113,7 +114,8 @@ def warm_core(config: EngineConfig, model: SpeechLLM, tokenizer: Tokenizer) -> E
     # In an engine of its own, so that the warm-up leaves no trace in caches and counters.
     pages = math.ceil(model.config.llama.max_position_embeddings / config.page_size)
     sizes = Sizes(2, 512, min(pages, config.num_pages or pages))
-    pace = warm_up(assemble(config, model, tokenizer, sizes), config.merge_prompt)
+    without_reuse = dataclasses.replace(config, prefix_cache=False)  # else a prompt is prefilled but once
+    pace = warm_up(assemble(without_reuse, model, tokenizer, sizes), config.merge_prompt)
     sizes = measure(config, model)
     step_ms = config.encoder_step_ms or _defaults(device).encoder_step_ms
     budgets = Budgets.of(pace, step_ms / 1e3, model.config.window_seconds)

@@ -55,12 +55,19 @@ class Pace:
 
 
 def warm_up(core: EngineCore, merged_prompt: str | None) -> Pace:
-    """Answer a few clips with an engine that is thrown away. Raises EngineError if it cannot answer."""
+    """Answer about a clip or a few with an engine that is thrown away; it must not reuse prefixes.
+
+    Raises EngineError if it cannot answer.
+    """
     prompt = "Warm up." if merged_prompt is None else merged_prompt
-    most = torch.get_num_threads()
-    take_turn(core, prompt, 0, most, joins=1)
+    most, on_cpu = torch.get_num_threads(), core.runner.model.device.type == "cpu"
+    first = take_turn(core, prompt, 0, most, joins=1)
+    if on_cpu and first.step_s > BIG_STEP_S:
+        # So large a model encodes for seconds, at its pace from the first time on: its clip need not be new.
+        again = take_turn(core, prompt, 0, most)
+        return Pace(first.encode_s, again.prefill_rate, Threads.all_of(most))
     full = take_turn(core, prompt, 1, most)
-    if most == 1 or core.runner.model.device.type != "cpu" or full.step_s > BIG_STEP_S:
+    if most == 1 or not on_cpu:
         return Pace(full.encode_s, full.prefill_rate, Threads.all_of(most))
     return choose(full, take_turn(core, prompt, 2, 1), most)
 
@@ -79,7 +86,7 @@ def choose(full: Turn, single: Turn, most: int) -> Pace:
 
 
 def take_turn(core: EngineCore, prompt: str, number: int, threads: int, joins: int = 0) -> Turn:
-    """One answer about a new clip of one window, with so many threads.
+    """One answer about the clip of that number, of one window, with so many threads.
 
     joins: answers to the same that join it: a prompt beside decoding rows has kernels of its own.
     """

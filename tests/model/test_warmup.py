@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from server.engine.build import build_core
+from server.engine.core import EngineCore
 from server.engine.runner import Threads
 from server.engine.warmup import Pace, Turn, choose
-from server.types import EngineConfig, EngineStats, GenerateRequest, SamplingParams
+from server.types import EngineConfig, EngineStats, Finished, GenerateRequest, SamplingParams, StepOutput
 
 
 def test_threads_must_be_worth_it_for_each_kind_of_work() -> None:
@@ -75,6 +76,21 @@ def test_no_kernel_is_left_to_be_compiled_while_people_wait(directory: Path) -> 
     command = [sys.executable, "-c", program, directory]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[1, 1, 1, 1, 1]"
+
+
+def test_a_large_model_encodes_one_clip_and_prefills_every_prompt(directory: Path, monkeypatch) -> None:
+    outputs: list[StepOutput] = []
+    step = EngineCore.step
+    monkeypatch.setattr(EngineCore, "step", lambda core: outputs.append(step(core)) or outputs[-1])
+    monkeypatch.setattr("server.engine.warmup.BIG_STEP_S", 0.0)
+    before = torch.get_num_threads()
+    core = build_core(EngineConfig(directory))
+    assert core.runner.threads == Threads.all_of(before)
+    runs = [run.encoder for output in outputs for run in output.encoder_runs]
+    assert sorted(runs) == ["wavlm", "whisper"]
+    usages = [event.usage for output in outputs for event in output.events if isinstance(event, Finished)]
+    assert [usage.cached_tokens for usage in usages] == [0, 0, 0]
+    torch.set_num_threads(before)
 
 
 def test_a_given_number_of_threads_is_kept(directory: Path) -> None:
