@@ -95,7 +95,7 @@ def _attend(attention: WhisperAttention, x: Tensor, kept: int) -> Pieces[Tensor]
     windows, frames, size = x.shape
 
     def split(projected: Tensor) -> Tensor:
-        return projected.unflatten(2, (attention.num_heads, -1)).transpose(1, 2)
+        return projected.view(windows, -1, attention.num_heads, size // attention.num_heads).transpose(1, 2)
 
     query = split((yield from linear(attention.q_proj, x[:, :kept])))
     key = split((yield from linear(attention.k_proj, x)))
