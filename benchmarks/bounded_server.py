@@ -7,15 +7,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import os
 from pathlib import Path
 
 from server.serve import run
 from server.settings import Settings
 from server.types import EngineConfig
-
-ONEDNN = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64"}
-"""In place of 1,024 compiled products, one a shape, which took 1,400 requests and 110 MiB to collect."""
 
 
 class BoundedSettings(Settings):
@@ -32,7 +28,6 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--http-port", type=int, required=True)
     given = vars(parser.parse_args())
-    os.environ |= ONEDNN
     run(BoundedSettings(**given, host="127.0.0.1", grpc_port=0, metrics_port=0, drain_delay=0, device="cpu"))
 
 

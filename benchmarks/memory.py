@@ -2,12 +2,12 @@
 
     python -m benchmarks.memory [--repetitions 3] [--output FOLDER]
 
-A small random model behind the real server, engine process and audio workers; every request has a clip of its
-own. What the server keeps on purpose is bounded (512 KV pages, 1 MiB of audio embeddings, the scales of a
-hundred instructions, 32 MiB of decoded clips before the engine and in it, 64 products compiled by oneDNN),
-and the bounds are reached in the first thousand. Memory is that of all processes of the server. The 95 %
-interval of its growth a request in the second thousand comes from a bootstrap that draws increments in blocks
-of consecutive ones, for a rise that is taken back soon is none.
+A small random model behind the real server, engine process and audio workers; every request has a clip of
+its own, of a hundred lengths. What the server keeps on purpose is bounded (512 KV pages, 1 MiB of audio
+embeddings, the scales of a hundred instructions, 32 MiB of decoded clips before the engine and in it, the
+plans of products for some shapes), and the bounds are reached in the first thousand. Memory is that of all
+processes of the server. The 95 % interval of its growth a request in the second thousand comes from a
+bootstrap that draws increments in blocks of consecutive ones, for a rise that is taken back soon is none.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import asyncio
 import dataclasses
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +32,8 @@ from model.checkpoint_format import TOKENIZER_FILE
 from model.config import SpeechLLMConfig
 from model.tiny import VOCAB_SIZE, make_tiny
 from model.tokenizer import Tokenizer
+from server.bench.questions import synthetic_clip
+from server.bench.types import Clip
 
 SEED = 4
 REPETITIONS = 3
@@ -39,7 +42,9 @@ EVERY = 10
 """Requests between two samples; so many are asked at once."""
 NUM_INSTRUCTIONS = 100
 WINDOW_S = 2
-SHAPE = Shape(clip_seconds=1.0, instruction_tokens=12, answer_tokens=8)
+SHAPE = Shape(instruction_tokens=12, answer_tokens=8)
+NUM_LENGTHS = 100
+SHORTEST_S, LONGEST_S = 0.5, 1.5
 BLOCK = 10
 """Samples that are drawn together: a hundred requests."""
 NUM_RESAMPLES = 2000
@@ -65,16 +70,15 @@ class Slope:
 
 
 def memory(repetitions: int = REPETITIONS, num_requests: int = NUM_REQUESTS) -> Outcome:
-    """A new server in each repetition."""
-    with tempfile.TemporaryDirectory() as folder:
+    """A new server in each repetition; all at the same time, for what they keep does not hang on how fast."""
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(repetitions) as threads:
         served = make_small(Path(folder) / "model")
-        slopes, firsts, lasts = [], [], []
-        for _ in range(repetitions):
-            samples = asyncio.run(resident_kib(served, num_requests))
-            slopes.append(slope_of(samples[len(samples) // 2 :], EVERY))
-            firsts.append(samples[0] / 1024)
-            lasts.append(samples[-1] / 1024)
-            note(f"{firsts[-1]:.4g} to {lasts[-1]:.4g} MiB, {slopes[-1]}")
+        starts = (resident_kib(served, num_requests) for _ in range(repetitions))
+        runs = [run.result() for run in [threads.submit(asyncio.run, start) for start in starts]]
+    slopes = [slope_of(samples[len(samples) // 2 :], EVERY) for samples in runs]
+    firsts, lasts = ([samples[at] / 1024 for samples in runs] for at in (0, -1))
+    for first, last, slope in zip(firsts, lasts, slopes, strict=True):
+        note(f"{first:.4g} to {last:.4g} MiB, {slope}")
     row = {
         "slope_kib_per_request": record.Spread.of([slope.estimate for slope in slopes]),
         "intervals": [dataclasses.asdict(slope) for slope in slopes],
@@ -106,11 +110,17 @@ async def resident_kib(model: Path, num_requests: int) -> list[float]:
         try:
             for begin in range(0, num_requests, EVERY):
                 numbers = range(begin, begin + EVERY)
-                await ask(side, [make.about(make.clip(), prompts[n % NUM_INSTRUCTIONS]) for n in numbers])
+                await ask(side, [make.about(clip(n), prompts[n % NUM_INSTRUCTIONS]) for n in numbers])
                 samples.append(tree_kib(server.process.pid))
         finally:
             await side.aclose()
     return samples
+
+
+def clip(number: int) -> Clip:
+    """A clip of its own; lengths come in no order."""
+    share = number * 37 % NUM_LENGTHS / NUM_LENGTHS
+    return synthetic_clip(SHORTEST_S + share * (LONGEST_S - SHORTEST_S), number)
 
 
 def tree_kib(pid: int) -> float:

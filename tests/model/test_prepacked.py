@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
 
 from model.lora import LoraLinear
 from model.prepacked import PackedLinear, pack_linears
+from server.os_process import computing_environment
 
 ATOL = 1e-5
 """Sums of 64 products of numbers near 1, in another order."""
@@ -49,3 +53,21 @@ def test_a_merge_is_not_hidden_by_the_packed_weight() -> None:
     lora.merge(scale)
     assert lora.served().packed is None
     assert torch.allclose(lora.served().times(x).view(5, 3, 64), plain, rtol=0, atol=ATOL)
+
+
+def test_memory_does_not_grow_with_every_number_of_rows() -> None:
+    """A process that computes keeps few of oneDNN's plans; by default these would be 130 MiB and more."""
+    program = """
+import psutil, torch
+from model.prepacked import pack, product
+weight = torch.randn(64, 64)
+packed = pack(weight)
+def resident(numbers):
+    for rows in numbers:
+        product(torch.ones(rows, 64), weight, packed)
+    return psutil.Process().memory_info().rss / 2**20
+print(-resident(range(2, 130)) + resident(range(130, 700)))
+"""
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=computing_environment())
+    assert float(done.stdout) < 40
