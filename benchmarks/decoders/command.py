@@ -1,30 +1,27 @@
 """The language model alone beside other decoders: same weights, prompts and lengths, float32, greedy.
 
-    python -m benchmarks.decoders [transformers llamacpp vllm speech] [--model default|middle|DIR]
+    python -m benchmarks.decoders [text speech] [--model default|middle|DIR] [--peers NAME ...]
 
-`speech` is a model that hears, behind vLLM's server and behind ours; its sizes are those of benchmarks.peers.
-Appends a row for each workload to decoders.jsonl in the folder, prints what was reached. Exits with 1 if a
-target is missed. The peers' environments come from `make bench-env`.
+`text` measures all peers in turn with ours, unless some are named. `speech` is a model that hears, behind
+vLLM's server and behind ours; its sizes are those of benchmarks.peers. Appends a row for each workload to
+decoders.jsonl in the folder, prints what was reached. Exits with 1 if a target is missed. The peers'
+environments come from `make bench-env`.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.command import run_workloads, workload_parser
-from benchmarks.decoders import speech, workloads
+from benchmarks.decoders.peers import PEERS
 from benchmarks.decoders.prompts import Shape
+from benchmarks.decoders.speech import against_qwen2_audio
+from benchmarks.decoders.workloads import REPETITIONS, SHAPE, against
 from benchmarks.peers.targets import Outcome, figures_of
 
-Measure = Callable[[Path, int, Shape], Outcome]
-WORKLOADS: dict[str, Measure] = {
-    "transformers": workloads.against_transformers,
-    "llamacpp": workloads.against_llamacpp,
-    "vllm": workloads.against_vllm,
-    "speech": lambda model, repetitions, _: speech.against_qwen2_audio(model, repetitions),
-}
+WORKLOADS = ("text", "speech")
 RESULTS = "decoders"
 
 
@@ -54,17 +51,20 @@ def agreed(counts: dict[str, int]) -> str:
 def make_parser() -> argparse.ArgumentParser:
     """The command's options."""
     parser = workload_parser(__doc__, RESULTS, WORKLOADS)
-    parser.add_argument("--repetitions", type=int, default=workloads.REPETITIONS)
-    parser.add_argument("--prompt-tokens", type=int, default=workloads.SHAPE.prompt_tokens)
-    parser.add_argument("--answer-tokens", type=int, default=workloads.SHAPE.answer_tokens)
-    parser.add_argument("--batches", type=int, nargs="+", default=workloads.SHAPE.batches)
+    parser.add_argument("--repetitions", type=int, default=REPETITIONS)
+    parser.add_argument("--peers", nargs="+", choices=PEERS, default=tuple(PEERS), metavar="NAME")
+    parser.add_argument("--prompt-tokens", type=int, default=SHAPE.prompt_tokens)
+    parser.add_argument("--answer-tokens", type=int, default=SHAPE.answer_tokens)
+    parser.add_argument("--batches", type=int, nargs="+", default=SHAPE.batches)
     return parser
 
 
 def measure(name: str, model: Path, options: argparse.Namespace) -> Outcome:
     """One workload."""
+    if name == "speech":
+        return against_qwen2_audio(model, options.repetitions)
     shape = Shape(options.prompt_tokens, options.answer_tokens, tuple(options.batches))
-    return WORKLOADS[name](model, options.repetitions, shape)
+    return against(model, options.repetitions, shape, options.peers)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Tokens per second of the language model alone beside each peer: functions that measure targets."""
+"""Tokens per second of the language model alone, beside the peers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import dataclasses
 import os
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,8 @@ import psutil
 
 from benchmarks import record
 from benchmarks.decoders.decoders import Decoded, Decoder, EngineDecoder
-from benchmarks.decoders.peers import start_llamacpp, start_transformers, start_vllm
+from benchmarks.decoders.peers import PEERS
 from benchmarks.decoders.prompts import PromptMaker, Shape, TextPrompt
-from benchmarks.decoders.targets import OVER_LLAMACPP, OVER_TRANSFORMERS, OVER_VLLM
 from benchmarks.peers import waiting
 from benchmarks.peers.arms import MIN_AGREEMENT, in_turn, note
 from benchmarks.peers.targets import Outcome, Target
@@ -30,34 +29,27 @@ SHAPE = Shape()
 OURS = "engine"
 WARM_TOKENS = 2
 BUSY_S = 1.0
-ROUNDED = ("F16",)
-"""In a decoder's name: it computes with other weights, so its answers are counted and not judged."""
-
-Start = Callable[[Path, Shape, contextlib.AsyncExitStack], Awaitable[dict[str, Decoder]]]
 
 
-def against_transformers(model: Path, repetitions: int = REPETITIONS, shape: Shape = SHAPE) -> Outcome:
-    """transformers' own continuous batching."""
-    return run("transformers", start_transformers, OVER_TRANSFORMERS, model, repetitions, shape)
 
-
-def against_llamacpp(model: Path, repetitions: int = REPETITIONS, shape: Shape = SHAPE) -> Outcome:
-    """llama.cpp's server, with F32 weights for the targets and with F16 weights."""
-    return run("llamacpp", start_llamacpp, OVER_LLAMACPP, model, repetitions, shape)
-
-
-def against_vllm(model: Path, repetitions: int = REPETITIONS, shape: Shape = SHAPE) -> Outcome:
-    """vLLM's offline engine for the targets, and its server."""
-    return run("vllm", start_vllm, OVER_VLLM, model, repetitions, shape)
-
-
-def run(
-    workload: str, start: Start, targets: Mapping[int, Target], model: Path, repetitions: int, shape: Shape
+def against(
+    model: Path,
+    repetitions: int = REPETITIONS,
+    shape: Shape = SHAPE,
+    names: Sequence[str] = tuple(PEERS),
+    *,
+    targets_only: bool = False,
 ) -> Outcome:
-    """Ours and the peer's decoders in turn. The targets are about the first that `start` names."""
+    """Ours and these peers in turn. targets_only: batches for which a peer has no target are left out."""
     waiting.check_set()
     busy = others_busy()
-    return asyncio.run(_run(workload, start, targets, model, repetitions, shape, busy))
+    return asyncio.run(_against(model, repetitions, shape, names, targets_only, busy))
+
+
+def reach(model: Path, repetitions: int = REPETITIONS) -> Outcome:
+    """What has a target, and nothing else."""
+    names = [name for name, peer in PEERS.items() if peer.targets]
+    return against(model, repetitions, names=names, targets_only=True)
 
 
 def others_busy() -> float:
@@ -115,35 +107,29 @@ def common(one: Sequence[int], other: Sequence[int]) -> int:
     return next((at for at, (a, b) in enumerate(zip(one, other, strict=True)) if a != b), len(one))
 
 
-async def _run(
-    workload: str,
-    start: Start,
-    targets: Mapping[int, Target],
-    model: Path,
-    repetitions: int,
-    shape: Shape,
-    busy: float,
+async def _against(
+    model: Path, repetitions: int, shape: Shape, names: Sequence[str], targets_only: bool, busy: float
 ) -> Outcome:
     make = PromptMaker(model, shape, SEED)
     async with contextlib.AsyncExitStack() as stack:
-        peers = await start(model, shape, stack)
+        peers = {name: PEERS[name].start(model, shape, stack) for name in names}
         ours = await stack.enter_async_context(EngineDecoder.started(model))
-        decoders = {OURS: ours, **peers}
-        for name, decoder in decoders.items():
+        for name, decoder in {OURS: ours, **peers}.items():
             note(f"warming up: {name}")
             await decoder.decode(make.batch(shape.largest_batch), WARM_TOKENS)
-        measured = {
-            batch: await _measure(decoders, [make.batch(batch) for _ in range(repetitions)], shape)
-            for batch in shape.batches
-        }
+        measured = {}
+        for batch in shape.batches:
+            asked = [name for name in names if not targets_only or batch in PEERS[name].targets]
+            decoders = {OURS: ours} | {name: peers[name] for name in asked}
+            measured[batch] = await _measure(decoders, [make.batch(batch) for _ in range(repetitions)], shape)
         versions = {name: dict(peer.versions) for name, peer in peers.items()}
-    first = next(iter(peers))
     reached = {
-        target: record.ratios(_rates(measured[batch][OURS]), _rates(measured[batch][first]))
-        for batch, target in targets.items()
+        target: record.ratios(_rates(measured[batch][OURS]), _rates(measured[batch][name]))
+        for name in names
+        for batch, target in PEERS[name].targets.items()
         if batch in measured
     }
-    row = _row(workload, model, shape, measured, reached)
+    row = _row(model, shape, measured, reached)
     return Outcome(reached, row | {"peers": versions, "others_busy": busy})
 
 
@@ -161,7 +147,6 @@ def _rates(done: Sequence[Decoded]) -> list[float]:
 
 
 def _row(
-    workload: str,
     model: Path,
     shape: Shape,
     measured: Mapping[int, Mapping[str, Sequence[Decoded]]],
@@ -174,9 +159,11 @@ def _row(
             key = f"{name}, batch {batch}"
             rates[key] = record.Spread.of(_rates(done))
             if name != OURS:
-                agreed[key] = judged(key, agreement(arms[OURS], done))
+                agreed[key] = agreement(arms[OURS], done)
+                if not PEERS[name].is_rounded:
+                    judge(key, agreed[key])
     return {
-        "workload": workload,
+        "workload": "text",
         **record.setup(SEED, model=SpeechLLMConfig.load(model).name, shape=dataclasses.asdict(shape)),
         "waiting": waiting.settings(),
         "load_average": os.getloadavg(),
@@ -186,9 +173,7 @@ def _row(
     }
 
 
-def judged(name: str, agreed: dict[str, int]) -> dict[str, int]:
-    """The same. Raises BenchError if too few tokens agree for rounding to be the reason."""
-    rounded = any(part in name for part in ROUNDED)
-    if not rounded and agreed["tokens_agreed"] < MIN_AGREEMENT * agreed["tokens"]:
+def judge(name: str, agreed: Mapping[str, int]) -> None:
+    """Raise BenchError if too few tokens agree for rounding to be the reason."""
+    if agreed["tokens_agreed"] < MIN_AGREEMENT * agreed["tokens"]:
         raise BenchError(f"{name}: does not compute what ours does: {agreed}")
-    return agreed

@@ -27,15 +27,23 @@ Probed = tuple[Probe, list[dict[str, Measured]]]
 """A probe, and its repetitions."""
 
 
-def floor(model: Path, repetitions: int = REPETITIONS, clip_seconds: float = 10.0) -> Outcome:
-    """Every stage over its floor. Raises BenchError if the engine does other steps than are counted."""
+def floor(
+    model: Path,
+    repetitions: int = REPETITIONS,
+    clip_seconds: float = 10.0,
+    batches: Sequence[int] = BATCHES,
+) -> Outcome:
+    """Every stage over its floor, decoding at these batches.
+
+    Raises BenchError if the engine does other steps than are counted.
+    """
     engine = SteppedEngine(model)
     bandwidth, rate = read_bandwidth(engine.num_threads), matrix_rate(engine.num_threads)
     note(f"reads {bandwidth / 1e9:.3g} GB/s, multiplies {rate / 1e9:.3g} GFLOP/s")
     tokenizer = Tokenizer(model / TOKENIZER_FILE)
     make = QuestionMaker(tokenizer.encode, Shape(clip_seconds), SEED)
     stages = Stages(engine, make, tokenizer)
-    makers = [stages.encode, stages.prompt, *(lambda batch=b: stages.decode(batch) for b in BATCHES)]
+    makers = [stages.encode, stages.prompt, *(lambda batch=b: stages.decode(batch) for b in batches)]
     reached: dict[Target, record.Spread] = {}
     rows: dict[str, Any] = {}
     for make_probe in makers:

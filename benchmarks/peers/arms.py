@@ -77,15 +77,15 @@ def covered(spans: Sequence[tuple[float, float]]) -> float:
 class Arm:
     """A side, and the questions of each repetition.
 
-    figure: what a round is measured by. rate: requests per second, by a Poisson process; infinity asks all
-    at once. around: entered for each round.
+    figure: what a round is measured by. rate: of a round that begins, in requests per second, by a Poisson
+    process; infinity asks all at once. around: entered for each round.
     """
 
     name: str
     side: Side
     rounds: Sequence[Sequence[Question]]
     figure: Callable[[Round], float] = operator.attrgetter("requests_per_s")
-    rate: float = math.inf
+    rate: Callable[[], float] = lambda: math.inf
     around: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext
     done: list[Round] = field(default_factory=list)
 
@@ -93,7 +93,7 @@ class Arm:
         """The next round."""
         number = len(self.done)
         with self.around():
-            done = await ask(self.side, self.rounds[number], self.rate, seed=number)
+            done = await ask(self.side, self.rounds[number], self.rate(), seed=number)
         self.done.append(done)
         value = self.figure(done)
         note(f"{self.name}, repetition {number + 1}: {value:.4g}")

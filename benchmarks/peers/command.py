@@ -29,10 +29,7 @@ class Workload:
 
 
 WORKLOADS = {
-    "decode": Workload(workloads.decode_against_script, workloads.REPETITIONS, workloads.SHAPE),
-    "requests": Workload(workloads.requests_against_script, workloads.REPETITIONS, workloads.SHAPE),
-    "batches": Workload(workloads.requests_against_batches, workloads.REPETITIONS, workloads.SHAPE),
-    "litserve": Workload(workloads.servers_against_litserve, workloads.REPETITIONS, workloads.SHAPE),
+    "requests": Workload(workloads.requests, workloads.REPETITIONS, workloads.SHAPE),
     "reuse": Workload(reuse.reuse, reuse.REPETITIONS, reuse.SHAPE),
     "transport": Workload(transport.transport, workloads.REPETITIONS, transport.SHAPE),
 }
@@ -44,8 +41,9 @@ def table(outcomes: Sequence[Outcome]) -> str:
     lines = ["| workload | figure | median (range, repetitions) |", "|---|---|---|"]
     for one in outcomes:
         figures = figures_of(one)
-        if agreed := one.row.get("agreement"):
-            figures.append(("answers with our token ids", f"{agreed['equal']} of {agreed['compared']}"))
+        for name, agreed in one.row.get("agreement", {}).items():
+            counts = f"{agreed['equal']} of {agreed['compared']}"
+            figures.append((f"answers with our token ids: {name}", counts))
         lines += [f"| {one.row['workload']} | {name} | {figure} |" for name, figure in figures]
     return "\n".join(lines)
 

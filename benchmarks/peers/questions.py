@@ -35,7 +35,7 @@ class Shape:
     answer_tokens: int = 64
     num_questions: int = 16
     per_clip: int = 4
-    sample: int = 4
+    sample: int = 2
 
 
 class QuestionMaker:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from benchmarks.peers.questions import decoded
-from benchmarks.peers.script import Prepared, Script, Spoken
+from benchmarks.peers.script import Script, Spoken
 from server.bench.types import Exchange, Outcome, Piece, Question
 from server.engine_process import EngineProcess
 from server.types import (
@@ -114,27 +114,18 @@ class ScriptSide:
         self._script = script
         self.num_tokens = num_tokens
         self._spoken: dict[str, Spoken] = {}
-        self._prepared: dict[str, Prepared] = {}
         self._thread = ThreadPoolExecutor(1, "script")
 
     def take(self, questions: Sequence[Question]) -> None:
         """Decode the clips."""
         self._spoken |= spoken(questions)
 
-    def prepare(self, questions: Sequence[Question]) -> None:
-        """Encode these beforehand: answering them is prefill and decoding alone."""
-        self.take(questions)
-        for question in questions:
-            (self._prepared[question.id],) = self._script.prepare([self._spoken[question.id]])
-
     async def ask(self, question: Question, leave_after: int | None = None) -> Exchange:
         """Wait for the questions before it, then for the answer."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._answer, question)
 
     def _answer(self, question: Question) -> Exchange:
-        prepared = self._prepared.get(question.id)
-        if prepared is None:
-            (prepared,) = self._script.prepare([self._spoken[question.id]])
+        (prepared,) = self._script.prepare([self._spoken[question.id]])
         steps = Steps()
         self._script.one(prepared, self.num_tokens, steps.add)
         return steps.exchange(0)

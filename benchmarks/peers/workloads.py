@@ -1,4 +1,4 @@
-"""The comparisons with the peers, each a function of a model directory that measures its targets."""
+"""The comparison with the peers, a function of a model directory that measures its targets."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ import contextlib
 import dataclasses
 import importlib.metadata
 import operator
-from collections.abc import Coroutine, Mapping
+from collections.abc import AsyncIterator, Coroutine, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks import record
 from benchmarks.peers import waiting
-from benchmarks.peers.arms import Arm, agreement, alternate, ask, note, ratios, spreads
+from benchmarks.peers.arms import Arm, agreement, ask, in_turn, note, ratios, spreads
 from benchmarks.peers.questions import QuestionMaker, Shape, thinned
 from benchmarks.peers.script import Script
-from benchmarks.peers.served import LitServeSide, WavllmSide, serve_litserve, serve_wavllm
-from benchmarks.peers.sides import BatchSide, EngineSide, ScriptSide, Side
+from benchmarks.peers.served import LitServeSide, Served, WavllmSide, serve_litserve, serve_wavllm
+from benchmarks.peers.sides import BatchSide, ScriptSide, Side
 from benchmarks.peers.targets import (
     DECODE,
     FOUR_OVER_SCRIPT,
@@ -41,101 +42,134 @@ DECODE_RATE = operator.attrgetter("decode_tokens_per_s")
 TTFT_P95 = operator.attrgetter("ttft_p95_s")
 
 
-def decode_against_script(model: Path, repetitions: int = REPETITIONS, shape: Shape = SHAPE) -> Outcome:
-    """Tokens per second of decoding, all questions at once, against one at a time.
+def requests(model: Path, repetitions: int = REPETITIONS, shape: Shape = SHAPE) -> Outcome:
+    """`wavllm serve` beside the script one at a time, the script in static padded batches, and LitServe.
 
-    Encoding and prefill are out of it on both sides: ours was asked each question once before and finds
-    clip and prefix in its caches; the script's clips are prepared and its clock runs from the first token.
-    """
-    return run(_decode(model, repetitions, shape))
-
-
-async def _decode(model: Path, repetitions: int, shape: Shape) -> Outcome:
-    script = ScriptSide(Script(model), shape.answer_tokens)
-    questions = maker(model, shape).round()
-    sample = thinned(questions, shape.sample)
-    async with EngineSide.started(model, shape.answer_tokens) as engine:
-        note("asking all questions once")
-        await ask(engine, questions)
-        script.prepare(sample)
-        await ask(script, sample[:1])
-        ours = Arm("engine", engine, [questions] * repetitions, DECODE_RATE)
-        theirs = Arm("script", script, [sample] * repetitions, DECODE_RATE)
-        await alternate(ours, theirs)
-    row = {"decode_tokens_per_s": spreads(ours, theirs), "agreement": agreement(ours, theirs)}
-    return outcome("decode", model, shape, {DECODE: ratios(ours, theirs)}, row)
-
-
-def requests_against_script(model: Path, repetitions: int = REPETITIONS, shape: Shape = SHAPE) -> Outcome:
-    """Requests per second, all at once, against one at a time: `per_clip` questions a clip, then one a clip.
-
-    Clips and instructions are new in each repetition. The script is asked a part of the first questions.
+    All in turn, in one run, so that one round of a side serves each comparison that it is part of. Clips and
+    instructions are new in each repetition. The script is asked a part of the questions; its decoding is
+    counted from its first token on. Ours is counted in a second round of the same questions, which finds
+    clips and prefixes in the caches. Batches and ours also meet the same Poisson arrivals, at the rate that
+    ours reached in the first round with all at once.
     """
     return run(_requests(model, repetitions, shape))
 
 
 async def _requests(model: Path, repetitions: int, shape: Shape) -> Outcome:
-    script, make = ScriptSide(Script(model), shape.answer_tokens), maker(model, shape)
-    shared = [make.round() for _ in range(repetitions)]
-    single = [make.round(per_clip=1) for _ in range(repetitions)]
-    async with EngineSide.started(model, shape.answer_tokens) as engine:
-        await _warm_up(make, engine, script)
-        ours = Arm("engine, shared clips", engine, shared)
-        alone = Arm("engine, a clip each", engine, single)
-        theirs = Arm("script", script, [thinned(questions, shape.sample) for questions in shared])
-        await alternate(ours, alone, theirs)
-    reached = {FOUR_OVER_SCRIPT: ratios(ours, theirs), ONE_OVER_SCRIPT: ratios(alone, theirs)}
-    row = {"requests_per_s": spreads(ours, alone, theirs), "agreement": agreement(ours, theirs)}
-    return outcome("requests", model, shape, reached, row)
-
-
-def requests_against_batches(model: Path, repetitions: int = REPETITIONS, shape: Shape = SHAPE) -> Outcome:
-    """Requests per second of ragged arrivals, against static padded batches of up to `num_questions`.
-
-    Both sides meet the same Poisson arrivals, at the rate that our engine reaches with all at once.
-    """
-    return run(_batches(model, repetitions, shape))
-
-
-async def _batches(model: Path, repetitions: int, shape: Shape) -> Outcome:
     make = maker(model, shape)
-    rounds = [make.round() for _ in range(repetitions)]
-    batches = BatchSide(
-        Script(model), shape.answer_tokens, max_batch=shape.num_questions, wait_s=WAIT_S
-    )
-    async with batches.running(), EngineSide.started(model, shape.answer_tokens) as engine:
-        await _warm_up(make, engine, batches)
-        rate = (await ask(engine, make.round())).requests_per_s
-        note(f"{rate:.4g} arrivals a second")
-        ours, theirs = Arm("engine", engine, rounds, rate=rate), Arm("batches", batches, rounds, rate=rate)
-        await alternate(ours, theirs)
-    row = {"arrivals_per_s": rate, **_rates(ours, theirs)}
-    return outcome("batches", model, shape, {OVER_BATCHES: ratios(ours, theirs)}, row)
+    async with Sides.started(model, shape) as sides:
+        await sides.warm_up(make)
+        arms = Arms.of(sides, make, repetitions)
+        await arms.alternate()
+    reached = {
+        DECODE: ratios(arms.again, arms.script, DECODE_RATE),
+        FOUR_OVER_SCRIPT: ratios(arms.at_once, arms.script),
+        ONE_OVER_SCRIPT: ratios(arms.alone, arms.script),
+        OVER_BATCHES: ratios(arms.ragged, arms.batches),
+        OVER_LITSERVE: ratios(arms.at_once, arms.litserve),
+        TTFT_OVER_LITSERVE: ratios(arms.litserve, arms.at_once, TTFT_P95),
+    }
+    return outcome("requests", model, shape, reached, arms.row())
 
 
-def servers_against_litserve(model: Path, repetitions: int = REPETITIONS, shape: Shape = SHAPE) -> Outcome:
-    """Two real servers over HTTP, all questions at once: requests per second, p95 time to first token."""
-    return run(_servers(model, repetitions, shape))
+@dataclass(frozen=True, slots=True)
+class Sides:
+    """All that are asked, the servers among them running."""
+
+    wavllm: WavllmSide
+    script: ScriptSide
+    batches: BatchSide
+    litserve: LitServeSide
+    litserve_process: Served
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def started(cls, model: Path, shape: Shape) -> AsyncIterator[Sides]:
+        """Each server alone while it starts."""
+        async with contextlib.AsyncExitStack() as stack:
+            litserve = stack.enter_context(serve_litserve(model, shape.num_questions, WAIT_S))
+            their_side = LitServeSide(litserve.url, shape.answer_tokens)
+            stack.push_async_callback(their_side.aclose)
+            wavllm = stack.enter_context(serve_wavllm(model))
+            our_side = WavllmSide(wavllm.url, shape.answer_tokens)
+            stack.push_async_callback(our_side.aclose)
+            script = Script(model)
+            batches = BatchSide(
+                script, shape.answer_tokens, max_batch=shape.num_questions, wait_s=WAIT_S
+            )
+            await stack.enter_async_context(batches.running())
+            yield cls(our_side, ScriptSide(script, shape.answer_tokens), batches, their_side, litserve)
+
+    async def warm_up(self, make: QuestionMaker) -> None:
+        """A question each: memory, kernels and connections are there before the first that counts.
+
+        Then LitServe stands still until it is its turn.
+        """
+        sides: tuple[Side, ...] = (self.wavllm, self.script, self.batches, self.litserve)
+        for side in sides:
+            note(f"warming up: {type(side).__name__}")
+            await ask(side, make.round(1))
+        self.litserve_process.pause()
 
 
-async def _servers(model: Path, repetitions: int, shape: Shape) -> Outcome:
-    make = maker(model, shape)
-    rounds = [make.round() for _ in range(repetitions)]
-    async with contextlib.AsyncExitStack() as stack:
-        litserve = stack.enter_context(serve_litserve(model, shape.num_questions, WAIT_S))
-        wavllm = stack.enter_context(serve_wavllm(model))
-        our_side = WavllmSide(wavllm.url, shape.answer_tokens)
-        their_side = LitServeSide(litserve.url, shape.answer_tokens)
-        stack.push_async_callback(our_side.aclose)
-        stack.push_async_callback(their_side.aclose)
-        await _warm_up(make, our_side, their_side)
-        litserve.pause()
-        ours = Arm("wavllm serve", our_side, rounds)
-        theirs = Arm("litserve", their_side, rounds, around=litserve.awake)
-        await alternate(ours, theirs)
-    reached = {OVER_LITSERVE: ratios(ours, theirs), TTFT_OVER_LITSERVE: ratios(theirs, ours, TTFT_P95)}
-    row = {"litserve_version": importlib.metadata.version("litserve"), **_rates(ours, theirs)}
-    return outcome("litserve", model, shape, reached, row)
+@dataclass(frozen=True, slots=True)
+class Arms:
+    """Ours: all questions at once, the same again, a clip each, as they come; and what stands beside them."""
+
+    at_once: Arm
+    again: Arm
+    alone: Arm
+    script: Arm
+    litserve: Arm
+    ragged: Arm
+    batches: Arm
+
+    @classmethod
+    def of(cls, sides: Sides, make: QuestionMaker, repetitions: int) -> Arms:
+        """With the questions of all repetitions."""
+        shared = [make.round() for _ in range(repetitions)]
+        single = [make.round(per_clip=1) for _ in range(repetitions)]
+        coming = [make.round() for _ in range(repetitions)]
+        sample = [thinned(questions, make.shape.sample) for questions in shared]
+        at_once = Arm("wavllm serve", sides.wavllm, shared)
+        awake = sides.litserve_process.awake
+
+        def rate() -> float:
+            return at_once.done[0].requests_per_s
+
+        return cls(
+            at_once,
+            Arm("wavllm serve, asked again", sides.wavllm, shared, DECODE_RATE),
+            Arm("wavllm serve, a clip each", sides.wavllm, single),
+            Arm("script", sides.script, sample),
+            Arm("litserve", sides.litserve, shared, around=awake),
+            Arm("wavllm serve, as they come", sides.wavllm, coming, rate=rate),
+            Arm("batches, as they come", sides.batches, coming, rate=rate),
+        )
+
+    async def alternate(self) -> None:
+        """All rounds in turn; in each repetition the same questions again right after the first time."""
+
+        async def twice() -> float:
+            rate = await self.at_once.measure()
+            await self.again.measure()
+            return rate
+
+        others = (self.alone, self.script, self.litserve, self.ragged, self.batches)
+        measures = {self.at_once.name: twice} | {arm.name: arm.measure for arm in others}
+        await in_turn(measures, len(self.at_once.rounds))
+
+    def row(self) -> dict[str, Any]:
+        """Rates, times to the first token, and how many answers have our token ids."""
+        pairs = ((self.at_once, self.script), (self.at_once, self.litserve), (self.ragged, self.batches))
+        answering = (self.at_once, self.alone, self.script, self.litserve, self.ragged, self.batches)
+        return {
+            "litserve_version": importlib.metadata.version("litserve"),
+            "arrivals_per_s": self.ragged.rate(),
+            "requests_per_s": spreads(*answering),
+            "decode_tokens_per_s": spreads(self.again, self.script, figure=DECODE_RATE),
+            "ttft_p95_s": spreads(self.at_once, self.litserve, self.ragged, self.batches, figure=TTFT_P95),
+            "agreement": {theirs.name: agreement(ours, theirs) for ours, theirs in pairs},
+        }
 
 
 def run(workload: Coroutine[Any, Any, Outcome]) -> Outcome:
@@ -158,18 +192,3 @@ def outcome(
     setup = record.setup(SEED, model=name, shape=sizes, waiting=waiting.settings())
     ratio = {target.sentence: spread for target, spread in reached.items()}
     return Outcome(reached, {"workload": workload, **setup, "reached": ratio, **row})
-
-
-async def _warm_up(make: QuestionMaker, *sides: Side) -> None:
-    """A question each: memory, kernels and connections are there before the first that counts."""
-    for side in sides:
-        note(f"warming up: {type(side).__name__}")
-        await ask(side, make.round(1))
-
-
-def _rates(ours: Arm, theirs: Arm) -> dict[str, Any]:
-    return {
-        "requests_per_s": spreads(ours, theirs),
-        "ttft_p95_s": spreads(ours, theirs, figure=TTFT_P95),
-        "agreement": agreement(ours, theirs),
-    }

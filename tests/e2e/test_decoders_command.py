@@ -11,17 +11,17 @@ from pathlib import Path
 import pytest
 
 from benchmarks.concurrency import endless_model
+from benchmarks.decoders.peers import PEERS
+from benchmarks.decoders.prompts import Shape
+from benchmarks.decoders.workloads import against
 from benchmarks.sizes import ROOT
+from server.os_process import QUIET_THREADS
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
-TARGETS = {"transformers": 2, "llamacpp": 2, "vllm": 2}
-DECODERS = {
-    "transformers": {"transformers"},
-    "llamacpp": {"llama.cpp F32", "llama.cpp F16"},
-    "vllm": {"vllm", "vllm serve"},
-}
+BATCHES = (1, 8)
+NUM_TARGETS = 6
 REPETITIONS = 2
-FLAGS = ["--prompt-tokens", "80", "--answer-tokens", "6", "--batches", "1", "8"]
+FLAGS = ["--prompt-tokens", "80", "--answer-tokens", "6", "--batches", *map(str, BATCHES)]
 
 
 @pytest.fixture(scope="module")
@@ -29,11 +29,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return endless_model(tmp_path_factory.mktemp("decoders") / "model")
 
 
-@pytest.mark.parametrize("workload", TARGETS)
-def test_a_peer_from_command_to_row(tmp_path: Path, model: Path, workload: str) -> None:
+def test_all_peers_from_command_to_row(tmp_path: Path, model: Path) -> None:
     flags = [*FLAGS, "--model", str(model), "--output", str(tmp_path), "--repetitions", str(REPETITIONS)]
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.decoders", workload, *flags],
+        [sys.executable, "-m", "benchmarks.decoders", "text", *flags],
         capture_output=True,
         text=True,
         cwd=ROOT,
@@ -42,12 +41,24 @@ def test_a_peer_from_command_to_row(tmp_path: Path, model: Path, workload: str) 
     assert done.returncode in (0, 1), done.stderr
     (line,) = (tmp_path / "decoders.jsonl").read_text(encoding="utf-8").splitlines()
     row = json.loads(line)
-    assert row["workload"] == workload
+    assert row["workload"] == "text"
     printed = done.stdout.count("met: ") + done.stdout.count("MISSED: ")
-    assert len(row["reached"]) == TARGETS[workload] == printed
+    assert len(row["reached"]) == NUM_TARGETS == printed
     assert all(spread["count"] == REPETITIONS and spread["low"] > 0 for spread in row["reached"].values())
-    keys = {f"{name}, batch {batch}" for name in DECODERS[workload] for batch in (1, 8)}
-    assert row["agreement"].keys() == keys
+    assert row["peers"].keys() == PEERS.keys()
+    assert row["agreement"].keys() == {f"{name}, batch {batch}" for name in PEERS for batch in BATCHES}
     for key, counts in row["agreement"].items():
         assert counts["compared"] == REPETITIONS * int(key.rpartition(" ")[2])
         assert counts["tokens_agreed"] >= 0.8 * counts["tokens"]
+
+
+def test_what_has_no_target_is_left_out_where_targets_alone_are_asked_for(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in QUIET_THREADS.items():
+        monkeypatch.setenv(name, value)
+    shape = Shape(prompt_tokens=80, answer_tokens=6, batches=(2, 8))
+    outcome = against(model, 1, shape, ("transformers",), targets_only=True)
+    assert list(outcome.reached) == [PEERS["transformers"].targets[8]]
+    measured = {"engine, batch 2", "engine, batch 8", "transformers, batch 8"}
+    assert outcome.row["tokens_per_s"].keys() == measured

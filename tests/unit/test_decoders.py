@@ -12,7 +12,7 @@ from benchmarks.concurrency import endless_model
 from benchmarks.decoders import environments
 from benchmarks.decoders.decoders import Decoded, PipedDecoder, timed
 from benchmarks.decoders.prompts import PromptMaker, Shape, TextPrompt
-from benchmarks.decoders.workloads import agreement, check, common, judged
+from benchmarks.decoders.workloads import agreement, check, common, judge
 from model.config import SpeechLLMConfig
 from model.prompt import build_prompt
 from model.tokenizer import Tokenizer
@@ -93,10 +93,9 @@ def test_agreement_ends_an_answer_at_its_first_difference() -> None:
     counts = agreement(ours, theirs)
     assert counts == {"compared": 3, "equal": 1, "tokens": 9, "tokens_agreed": 4}
     assert common([1], [1]) == 1
-    with pytest.raises(BenchError, match="does not compute what ours does"):
-        judged("llama.cpp F32, batch 1", counts)
-    assert judged("llama.cpp F16, batch 1", counts) == counts
-    assert judged("vllm, batch 1", counts | {"tokens_agreed": 5}) == counts | {"tokens_agreed": 5}
+    with pytest.raises(BenchError, match="vllm, batch 1: does not compute what ours does"):
+        judge("vllm, batch 1", counts)
+    judge("vllm, batch 1", counts | {"tokens_agreed": 5})
 
 
 @pytest.mark.parametrize("answers", [[[1, 2]], [[1, 2], [3]], [[1, 2], [3, 4], [5, 6]]])
