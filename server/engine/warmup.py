@@ -22,6 +22,9 @@ BIG_STEP_S = 0.012
 """A decode step so long is all arithmetic: threads help for certain, and another turn would cost seconds."""
 LONG_STEP_S = 0.004
 """One so long is arithmetic for the most part: there more threads need only be faster at all."""
+PLANNED = 0.85
+"""Of the time for a prefill, what is planned for: a chunk of few tokens takes longer for each, and so does one
+that comes after an encoder's piece."""
 WORTH_IT = 0.8
 """More threads must bring the time below this share of one thread's: an idle machine flatters them, and on a
 shared one each barrier waits for a core."""
@@ -51,7 +54,7 @@ class Pace:
 
     def prefill_budget(self, seconds: float) -> int:
         """Prompt tokens that fit into so many seconds; a few at least, or a prompt would take for ever."""
-        return max(FEWEST_TOKENS, int(seconds * self.prefill_rate))
+        return max(FEWEST_TOKENS, int(PLANNED * seconds * self.prefill_rate))
 
 
 def warm_up(core: EngineCore, merged_prompt: str | None) -> Pace:
