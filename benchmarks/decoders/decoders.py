@@ -44,8 +44,11 @@ class Decoder(Protocol):
 
     versions: Mapping[str, str]
 
+    async def ready(self) -> None:
+        """Wait until it has loaded. Raises BenchError if it fails."""
+
     async def decode(self, prompts: Sequence[TextPrompt], num_tokens: int) -> Decoded:
-        """All at once. Raises BenchError if it fails."""
+        """All at once, once it is ready. Raises BenchError if it fails."""
 
 
 class EngineDecoder:
@@ -68,6 +71,9 @@ class EngineDecoder:
             yield cls(engine)
         finally:
             await engine.stop()
+
+    async def ready(self) -> None:
+        """It is."""
 
     async def decode(self, prompts: Sequence[TextPrompt], num_tokens: int) -> Decoded:
         """All at once."""
@@ -96,7 +102,7 @@ async def timed(answers: Sequence[Any]) -> Decoded:
 
 
 class PipedDecoder:
-    """A child that speaks `piped`. It stands still while others are measured. A context manager."""
+    """A child that speaks `piped`. Once ready, it stands still while others are measured. A context manager."""
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  closed with the process
@@ -113,28 +119,24 @@ class PipedDecoder:
         self.versions: Mapping[str, str] = {}
 
     def __enter__(self) -> PipedDecoder:
-        try:
-            self.versions = self._read()
-        except BaseException:
-            self._end(patience_s=0.0)
-            raise
-        self._signal(signal.SIGSTOP)
         return self
 
     def __exit__(self, *error: object) -> None:
+        """The end of its stdin asks the child to end; soon after nothing of it is left."""
         self._signal(signal.SIGCONT)
-        self._end(patience_s=END_S)
-
-    def _end(self, patience_s: float) -> None:
-        """The end of its stdin asks the child to end; after `patience_s` nothing of it is left."""
         with contextlib.suppress(BrokenPipeError):
             self._stdin.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(patience_s)
+            self._process.wait(END_S)
         self._signal(signal.SIGKILL)
         self._process.wait()
         self._stdout.close()
         self._log.close()
+
+    async def ready(self) -> None:
+        """Wait for its first line."""
+        self.versions = await asyncio.to_thread(self._read)
+        self._signal(signal.SIGSTOP)
 
     async def decode(self, prompts: Sequence[TextPrompt], num_tokens: int) -> Decoded:
         """All at once; the child's clock."""
@@ -182,13 +184,18 @@ class Completions:
 
 
 class ServedDecoder:
-    """A server, asked for one completion a request. It stands still while others are measured."""
+    """A running server, asked for one completion a request. Once ready, it stands still while others are
+    measured.
+    """
 
     def __init__(self, server: Served, api: Completions, versions: Mapping[str, str]) -> None:
         self._server, self._api, self.versions = server, api, versions
         limits = httpx.Limits(max_connections=None)
         self._client = httpx.AsyncClient(base_url=server.url, timeout=TIMEOUT_S, limits=limits)
-        server.pause()
+
+    async def ready(self) -> None:
+        """The server is."""
+        self._server.pause()
 
     async def aclose(self) -> None:
         """Close all connections."""

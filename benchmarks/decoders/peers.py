@@ -50,7 +50,7 @@ VLLM_API = Completions(
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """How a peer is started, and what is to be reached beside it, by batch.
+    """How a peer is started, ready or not yet, and what is to be reached beside it, by batch.
 
     is_rounded: it computes with other weights, so its answers are counted and not judged.
     """

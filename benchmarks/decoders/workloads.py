@@ -113,6 +113,8 @@ async def _against(
     make = PromptMaker(model, shape, SEED)
     async with contextlib.AsyncExitStack() as stack:
         peers = {name: PEERS[name].start(model, shape, stack) for name in names}
+        for peer in peers.values():  # which load at the same time; ours alone, for it measures its pace
+            await peer.ready()
         ours = await stack.enter_async_context(EngineDecoder.started(model))
         for name, decoder in {OURS: ours, **peers}.items():
             note(f"warming up: {name}")

@@ -60,6 +60,7 @@ def piped(code: str) -> PipedDecoder:
 
 async def test_a_piped_decoder_answers_in_order_whatever_else_it_prints() -> None:
     with piped(BACKWARDS) as decoder:
+        await decoder.ready()
         first = await decoder.decode(PROMPTS, 9)
         second = await decoder.decode(PROMPTS[:1], 8)
     assert decoder.versions == {"it": "1.0"}
@@ -69,11 +70,13 @@ async def test_a_piped_decoder_answers_in_order_whatever_else_it_prints() -> Non
 
 
 async def test_a_child_that_dies_is_an_error_with_its_last_words() -> None:
-    with pytest.raises(BenchError, match="out of luck"), piped("raise SystemExit('out of luck')"):
-        pass
-    failing = BACKWARDS.replace("ids[::-1]", "ids['x']")
-    with piped(failing) as decoder, pytest.raises(BenchError, match="TypeError"):
-        await decoder.decode(PROMPTS, 1)
+    with piped("raise SystemExit('out of luck')") as decoder:
+        with pytest.raises(BenchError, match="out of luck"):
+            await decoder.ready()
+    with piped(BACKWARDS.replace("ids[::-1]", "ids['x']")) as decoder:
+        await decoder.ready()
+        with pytest.raises(BenchError, match="TypeError"):
+            await decoder.decode(PROMPTS, 1)
 
 
 async def test_rates_count_the_answers_tokens() -> None:
