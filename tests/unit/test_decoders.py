@@ -70,13 +70,12 @@ async def test_a_piped_decoder_answers_in_order_whatever_else_it_prints() -> Non
 
 
 async def test_a_child_that_dies_is_an_error_with_its_last_words() -> None:
-    with piped("raise SystemExit('out of luck')") as decoder:
-        with pytest.raises(BenchError, match="out of luck"):
-            await decoder.ready()
-    with piped(BACKWARDS.replace("ids[::-1]", "ids['x']")) as decoder:
-        await decoder.ready()
+    with piped("raise SystemExit('out of luck')") as dead, pytest.raises(BenchError, match="out of luck"):
+        await dead.ready()
+    with piped(BACKWARDS.replace("ids[::-1]", "ids['x']")) as dying:
+        await dying.ready()
         with pytest.raises(BenchError, match="TypeError"):
-            await decoder.decode(PROMPTS, 1)
+            await dying.decode(PROMPTS, 1)
 
 
 async def test_rates_count_the_answers_tokens() -> None:
