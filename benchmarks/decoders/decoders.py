@@ -102,7 +102,7 @@ async def timed(answers: Sequence[Any]) -> Decoded:
 
 
 class PipedDecoder:
-    """A child that speaks `piped`, a context manager. Once ready, it stands still while others are measured."""
+    """A child that speaks `piped`; a context manager. Ready, it stands still while others are measured."""
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  closed with the process

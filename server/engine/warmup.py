@@ -23,8 +23,9 @@ BIG_STEP_S = 0.012
 LONG_STEP_S = 0.004
 """One so long is arithmetic for the most part: there more threads need only be faster at all."""
 PLANNED = 0.85
-"""Of the time for a prefill, what is planned for: in a small chunk each token takes longer, and so it does right
-after an encoder's piece."""
+"""Of the time for a prefill, what is planned for: in a small chunk each token takes longer, and so it does
+right after an encoder's piece.
+"""
 WORTH_IT = 0.8
 """More threads must bring the time below this share of one thread's: an idle machine flatters them, and on a
 shared one each barrier waits for a core."""
