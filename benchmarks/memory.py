@@ -3,7 +3,7 @@
     python -m benchmarks.memory [--repetitions 3] [--output FOLDER]
 
 A small random model behind the real server, engine process and audio workers; every request has a clip of
-its own, of a hundred lengths. What the server keeps on purpose is bounded (512 KV pages, 1 MiB of audio
+its own, of 101 lengths. What the server keeps on purpose is bounded (512 KV pages, 1 MiB of audio
 embeddings, the scales of a hundred instructions, 32 MiB of decoded clips before the engine and in it, the
 plans of products for some shapes), and the bounds are reached in the first thousand. Memory is that of all
 processes of the server. The 95 % interval of its growth a request in the second thousand comes from a
@@ -13,10 +13,10 @@ bootstrap that draws increments in blocks of consecutive ones, for a rise that i
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import tempfile
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,7 +43,7 @@ EVERY = 10
 NUM_INSTRUCTIONS = 100
 WINDOW_S = 2
 SHAPE = Shape(instruction_tokens=12, answer_tokens=8)
-NUM_LENGTHS = 100
+NUM_LENGTHS = 101  # a prime, so that each instruction meets all of them
 SHORTEST_S, LONGEST_S = 0.5, 1.5
 BLOCK = 10
 """Samples that are drawn together: a hundred requests."""
@@ -70,11 +70,11 @@ class Slope:
 
 
 def memory(repetitions: int = REPETITIONS, num_requests: int = NUM_REQUESTS) -> Outcome:
-    """A new server in each repetition; all at the same time, for what they keep does not hang on how fast."""
-    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(repetitions) as threads:
-        served = make_small(Path(folder) / "model")
-        starts = (resident_kib(served, num_requests) for _ in range(repetitions))
-        runs = [run.result() for run in [threads.submit(asyncio.run, start) for start in starts]]
+    """A new server in each repetition, all asked at the same time: nothing of it is about speed."""
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        model = make_small(Path(folder) / "model")
+        servers = [stack.enter_context(start(model)) for _ in range(repetitions)]
+        runs = asyncio.run(ask_all(servers, model, num_requests))
     slopes = [slope_of(samples[len(samples) // 2 :], EVERY) for samples in runs]
     firsts, lasts = ([samples[at] / 1024 for samples in runs] for at in (0, -1))
     for first, last, slope in zip(firsts, lasts, slopes, strict=True):
@@ -98,22 +98,31 @@ def make_small(directory: Path) -> Path:
     return directory
 
 
-async def resident_kib(model: Path, num_requests: int) -> list[float]:
-    """Resident memory of a new server after every EVERY requests."""
+def start(model: Path) -> Served:
+    """A server whose caches are small."""
+    port = free_port()
+    flags = ["--model", str(model), "--http-port", str(port)]
+    return Served(["benchmarks.bounded_server", *flags], port, "/readyz")
+
+
+async def ask_all(servers: Sequence[Served], model: Path, num_requests: int) -> list[list[float]]:
+    """Each the same, each at its own pace."""
+    return await asyncio.gather(*(resident_kib(server, model, num_requests) for server in servers))
+
+
+async def resident_kib(server: Served, model: Path, num_requests: int) -> list[float]:
+    """Resident memory of a server after every EVERY requests."""
     make = QuestionMaker(Tokenizer(model / TOKENIZER_FILE).encode, SHAPE, SEED)
     prompts = [make.instruction() for _ in range(NUM_INSTRUCTIONS)]
     samples = []
-    port = free_port()
-    flags = ["--model", str(model), "--http-port", str(port)]
-    with Served(["benchmarks.bounded_server", *flags], port, "/readyz") as server:
-        side = WavllmSide(server.url, SHAPE.answer_tokens)
-        try:
-            for begin in range(0, num_requests, EVERY):
-                numbers = range(begin, begin + EVERY)
-                await ask(side, [make.about(clip(n), prompts[n % NUM_INSTRUCTIONS]) for n in numbers])
-                samples.append(tree_kib(server.process.pid))
-        finally:
-            await side.aclose()
+    side = WavllmSide(server.url, SHAPE.answer_tokens)
+    try:
+        for begin in range(0, num_requests, EVERY):
+            numbers = range(begin, begin + EVERY)
+            await ask(side, [make.about(clip(n), prompts[n % NUM_INSTRUCTIONS]) for n in numbers])
+            samples.append(tree_kib(server.process.pid))
+    finally:
+        await side.aclose()
     return samples
 
 

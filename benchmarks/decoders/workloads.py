@@ -31,7 +31,6 @@ WARM_TOKENS = 2
 BUSY_S = 1.0
 
 
-
 def against(
     model: Path,
     repetitions: int = REPETITIONS,
@@ -113,8 +112,9 @@ async def _against(
     make = PromptMaker(model, shape, SEED)
     async with contextlib.AsyncExitStack() as stack:
         peers = {name: PEERS[name].start(model, shape, stack) for name in names}
-        for peer in peers.values():  # which load at the same time; ours alone, for it measures its pace
+        for peer in peers.values():
             await peer.ready()
+        # Alone, for it measures its pace; the piped ones have loaded beside all others.
         ours = await stack.enter_async_context(EngineDecoder.started(model))
         for name, decoder in {OURS: ours, **peers}.items():
             note(f"warming up: {name}")

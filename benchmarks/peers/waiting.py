@@ -1,7 +1,8 @@
-"""How the peers' threads wait for each other: as our engine's do, unless the environment says otherwise.
+"""The environment of the peers: our engine's, unless the operator's says otherwise.
 
 OpenMP's threads spin by default, which costs a multiple of the time where anything else wants the cores. The
-engine's process lets them sleep (`server.os_process`); to leave the peers spinning would flatter it.
+engine's process lets them sleep (`server.os_process`); to leave the peers spinning would flatter it. That it
+keeps few of oneDNN's plans holds for them too; their clips have one length, for which those are enough.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import os
 import sys
 
 from server.bench.types import BenchError
-from server.os_process import QUIET_THREADS, computing_environment
+from server.os_process import COMPUTING, computing_environment
 
 
 def restart_passive() -> None:
@@ -20,16 +21,16 @@ def restart_passive() -> None:
 
 
 def check_set() -> None:
-    """Raise BenchError if the peers of this process would wait in a way that nobody chose."""
+    """Raise BenchError if the peers of this process would compute in a way that nobody chose."""
     if not is_set():
-        raise BenchError(f"{', '.join(QUIET_THREADS)}: not set; see benchmarks/peers/waiting.py")
+        raise BenchError(f"{', '.join(COMPUTING)}: not set; see benchmarks/peers/waiting.py")
 
 
 def is_set() -> bool:
-    """Whether the environment says how to wait."""
-    return QUIET_THREADS.keys() <= os.environ.keys()
+    """Whether the environment says how to compute."""
+    return COMPUTING.keys() <= os.environ.keys()
 
 
 def settings() -> dict[str, str]:
     """What the environment says, for the row."""
-    return {name: os.environ[name] for name in QUIET_THREADS if name in os.environ}
+    return {name: os.environ[name] for name in COMPUTING if name in os.environ}

@@ -84,9 +84,10 @@ class Sides:
     @classmethod
     @contextlib.asynccontextmanager
     async def started(cls, model: Path, shape: Shape) -> AsyncIterator[Sides]:
-        """Each server alone while it starts."""
+        """Each server alone while it starts. LitServe stands still unless it is asked."""
         async with contextlib.AsyncExitStack() as stack:
             litserve = stack.enter_context(serve_litserve(model, shape.num_questions, WAIT_S))
+            litserve.pause()
             their_side = LitServeSide(litserve.url, shape.answer_tokens)
             stack.push_async_callback(their_side.aclose)
             wavllm = stack.enter_context(serve_wavllm(model))
@@ -100,15 +101,12 @@ class Sides:
             yield cls(our_side, ScriptSide(script, shape.answer_tokens), batches, their_side, litserve)
 
     async def warm_up(self, make: QuestionMaker) -> None:
-        """A question each: memory, kernels and connections are there before the first that counts.
-
-        Then LitServe stands still until it is its turn.
-        """
+        """A question each: memory, kernels and connections are there before the first that counts."""
         sides: tuple[Side, ...] = (self.wavllm, self.script, self.batches, self.litserve)
         for side in sides:
             note(f"warming up: {type(side).__name__}")
-            await ask(side, make.round(1))
-        self.litserve_process.pause()
+            with self.litserve_process.awake() if side is self.litserve else contextlib.nullcontext():
+                await ask(side, make.round(1))
 
 
 @dataclass(frozen=True, slots=True)

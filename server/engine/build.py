@@ -113,9 +113,12 @@ def warm_core(config: EngineConfig, model: SpeechLLM, tokenizer: Tokenizer) -> E
         model.prepack(PACKED_SHARE * free_bytes())
     # In an engine of its own, so that the warm-up leaves no trace in caches and counters.
     pages = math.ceil(model.config.llama.max_position_embeddings / config.page_size)
+    warm_config = config
+    if device.type == "cpu":
+        # A large model is asked about one clip again and again, and is to prefill each prompt as if it were new.
+        warm_config, pages = dataclasses.replace(config, prefix_cache=False), 2 * pages
     sizes = Sizes(2, 512, min(pages, config.num_pages or pages))
-    without_reuse = dataclasses.replace(config, prefix_cache=False)  # else a prompt is prefilled but once
-    pace = warm_up(assemble(without_reuse, model, tokenizer, sizes), config.merge_prompt)
+    pace = warm_up(assemble(warm_config, model, tokenizer, sizes), config.merge_prompt)
     sizes = measure(config, model)
     step_ms = config.encoder_step_ms or _defaults(device).encoder_step_ms
     budgets = Budgets.of(pace, step_ms / 1e3, model.config.window_seconds)

@@ -54,12 +54,12 @@ class Pace:
         return windows * float(window_seconds)
 
     def prefill_budget(self, seconds: float) -> int:
-        """Prompt tokens that fit into so many seconds; a few at least, or a prompt would take for ever."""
+        """Prompt tokens to plan for so many seconds; a few at least, or a prompt would take for ever."""
         return max(FEWEST_TOKENS, int(PLANNED * seconds * self.prefill_rate))
 
 
 def warm_up(core: EngineCore, merged_prompt: str | None) -> Pace:
-    """Answer about a clip or a few with an engine that is thrown away; it must not reuse prefixes.
+    """Answer about a clip or a few with an engine that is thrown away; on a CPU it must not reuse prefixes.
 
     Raises EngineError if it cannot answer.
     """

@@ -15,7 +15,7 @@ from benchmarks.decoders.peers import PEERS
 from benchmarks.decoders.prompts import Shape
 from benchmarks.decoders.workloads import against
 from benchmarks.sizes import ROOT
-from server.os_process import QUIET_THREADS
+from server.os_process import COMPUTING
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 BATCHES = (1, 8)
@@ -55,7 +55,7 @@ def test_all_peers_from_command_to_row(tmp_path: Path, model: Path) -> None:
 def test_what_has_no_target_is_left_out_where_targets_alone_are_asked_for(
     model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, value in QUIET_THREADS.items():
+    for name, value in COMPUTING.items():
         monkeypatch.setenv(name, value)
     shape = Shape(prompt_tokens=80, answer_tokens=6, batches=(2, 8))
     outcome = against(model, 1, shape, ("transformers",), targets_only=True)

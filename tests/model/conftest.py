@@ -12,7 +12,7 @@ from model.checkpoint import load_model
 from model.speech_llm import SpeechLLM
 from model.tiny import make_tiny
 from model.tokenizer import Tokenizer
-from server.os_process import QUIET_THREADS
+from server.os_process import COMPUTING
 from tests.model.random_weights import small_config
 
 CPU = torch.device("cpu")
@@ -45,7 +45,7 @@ def endless(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def _quiet_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     """The environment that benchmarks insist on; torch has read its own long ago."""
-    for name, value in QUIET_THREADS.items():
+    for name, value in COMPUTING.items():
         monkeypatch.setenv(name, value)
 
 

@@ -14,7 +14,7 @@ from benchmarks.peers.targets import Target
 from benchmarks.peers.waiting import check_set
 from benchmarks.record import Spread
 from server.bench.types import Arrival, BenchError, Exchange, Load, Outcome, Piece, Question, Record
-from server.os_process import QUIET_THREADS
+from server.os_process import COMPUTING
 from tests.locks import pins
 
 SHAPE = Shape(clip_seconds=0.1, instruction_tokens=7, answer_tokens=3, num_questions=6, per_clip=2, sample=3)
@@ -160,7 +160,7 @@ def test_the_lock_of_the_peers_moves_no_pin() -> None:
 
 
 def test_a_run_whose_threads_wait_by_accident_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in QUIET_THREADS.items():
+    for name, value in COMPUTING.items():
         monkeypatch.setenv(name, value)
     check_set()
     monkeypatch.delenv("GOMP_SPINCOUNT")
