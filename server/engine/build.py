@@ -115,7 +115,7 @@ def warm_core(config: EngineConfig, model: SpeechLLM, tokenizer: Tokenizer) -> E
     pages = math.ceil(model.config.llama.max_position_embeddings / config.page_size)
     warm_config = config
     if device.type == "cpu":
-        # A large model is asked about one clip again and again, and is to prefill each prompt as if it were new.
+        # A large model is asked about one clip twice, and is to prefill both prompts as if they were new.
         warm_config, pages = dataclasses.replace(config, prefix_cache=False), 2 * pages
     sizes = Sizes(2, 512, min(pages, config.num_pages or pages))
     pace = warm_up(assemble(warm_config, model, tokenizer, sizes), config.merge_prompt)
