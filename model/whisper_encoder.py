@@ -72,25 +72,26 @@ def encode_windows(
     x = F.gelu((yield from convolve(encoder.conv1, log_mel)))
     x = F.gelu((yield from convolve(encoder.conv2, x)))
     hidden = x.transpose(1, 2) + encoder.embed_positions.weight
-    *first, last = encoder.blocks
-    for layer in first:
-        hidden = yield from _layer(layer, hidden, hidden.shape[1])
+    *_, last = encoder.blocks
+    for layer in encoder.blocks:
+        hidden = yield from _layer(layer, hidden, num_frames if layer is last else None)
         yield from pauses(hidden)
-    hidden = yield from _layer(last, hidden, hidden.shape[1] if num_frames is None else num_frames)
-    yield from pauses(hidden)
     normed: Tensor = encoder.layer_norm(hidden)
     return normed
 
 
-def _layer(layer: WhisperLayer, hidden: Tensor, kept: int) -> Pieces[Tensor]:
-    """One transformer layer, normalised before each half. [W, F, d] -> its first frames [W, kept, d]."""
+def _layer(layer: WhisperLayer, hidden: Tensor, kept: int | None) -> Pieces[Tensor]:
+    """One transformer layer, normalised before each half. [W, F, d] -> its first frames [W, kept, d].
+
+    kept: None for all.
+    """
     attended = yield from _attend(layer.self_attn, layer.self_attn_layer_norm(hidden), kept)
     hidden = hidden[:, :kept] + (yield from linear(layer.self_attn.out_proj, attended))
     wide = yield from linear(layer.fc1, layer.final_layer_norm(hidden), F.gelu)
     return _finite(hidden + (yield from linear(layer.fc2, wide)))
 
 
-def _attend(attention: WhisperAttention, x: Tensor, kept: int) -> Pieces[Tensor]:
+def _attend(attention: WhisperAttention, x: Tensor, kept: int | None) -> Pieces[Tensor]:
     """What comes before the output projection. [W, F, d] -> of the first frames [W, kept, d]."""
     windows, frames, size = x.shape
 
@@ -100,21 +101,22 @@ def _attend(attention: WhisperAttention, x: Tensor, kept: int) -> Pieces[Tensor]
     query = split((yield from linear(attention.q_proj, x[:, :kept])))
     key = split((yield from linear(attention.k_proj, x)))
     value = split((yield from linear(attention.v_proj, x)))
+    queries = query.shape[2]
     clips, step = [slice(None)], rows_of_a_piece(4.0 * frames * size * windows, x.device)
-    is_cut = not x.is_cuda or kept > step
+    is_cut = not x.is_cuda or queries > step
     if is_cut:
         clips = [slice(window, window + 1) for window in range(windows)]
         step = max(rows_of_a_piece(4.0 * frames * size, x.device), FAST_QUERIES)
     attended = []
     for clip in clips:
         parts = []
-        for part in query[clip].chunk(max(1, kept // step), dim=2):
+        for part in query[clip].chunk(max(1, queries // step), dim=2):
             attend = F.scaled_dot_product_attention
             parts.append(attend(part, key[clip], value[clip], scale=attention.scaling))
             if is_cut:
                 yield
         attended.append(join(parts, 2))
-    return join(attended).transpose(1, 2).reshape(windows, kept, size)
+    return join(attended).transpose(1, 2).reshape(windows, queries, size)
 
 
 def _finite(x: Tensor) -> Tensor:
