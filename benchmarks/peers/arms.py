@@ -89,6 +89,12 @@ class Arm:
     around: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext
     done: list[Round] = field(default_factory=list)
 
+    async def warm_up(self, questions: Sequence[Question]) -> None:
+        """Ask what does not count: memory, kernels and connections are there before the first that does."""
+        note(f"warming up: {self.name}")
+        with self.around():
+            await ask(self.side, questions)
+
     async def measure(self) -> float:
         """The next round."""
         number = len(self.done)

@@ -14,11 +14,11 @@ from typing import Any
 
 from benchmarks import record
 from benchmarks.peers import waiting
-from benchmarks.peers.arms import Arm, agreement, ask, in_turn, note, ratios, spreads
+from benchmarks.peers.arms import Arm, agreement, in_turn, ratios, spreads
 from benchmarks.peers.questions import QuestionMaker, Shape, thinned
 from benchmarks.peers.script import Script
 from benchmarks.peers.served import LitServeSide, Served, WavllmSide, serve_litserve, serve_wavllm
-from benchmarks.peers.sides import BatchSide, ScriptSide, Side
+from benchmarks.peers.sides import BatchSide, ScriptSide
 from benchmarks.peers.targets import (
     DECODE,
     FOUR_OVER_SCRIPT,
@@ -57,8 +57,9 @@ def requests(model: Path, repetitions: int = REPETITIONS, shape: Shape = SHAPE) 
 async def _requests(model: Path, repetitions: int, shape: Shape) -> Outcome:
     make = maker(model, shape)
     async with Sides.started(model, shape) as sides:
-        await sides.warm_up(make)
         arms = Arms.of(sides, make, repetitions)
+        for arm in (arms.at_once, arms.script, arms.batches, arms.litserve):
+            await arm.warm_up(make.round(1))
         await arms.alternate()
     reached = {
         DECODE: ratios(arms.again, arms.script, DECODE_RATE),
@@ -99,14 +100,6 @@ class Sides:
             )
             await stack.enter_async_context(batches.running())
             yield cls(our_side, ScriptSide(script, shape.answer_tokens), batches, their_side, litserve)
-
-    async def warm_up(self, make: QuestionMaker) -> None:
-        """A question each: memory, kernels and connections are there before the first that counts."""
-        sides: tuple[Side, ...] = (self.wavllm, self.script, self.batches, self.litserve)
-        for side in sides:
-            note(f"warming up: {type(side).__name__}")
-            with self.litserve_process.awake() if side is self.litserve else contextlib.nullcontext():
-                await ask(side, make.round(1))
 
 
 @dataclass(frozen=True, slots=True)
