@@ -7,11 +7,14 @@ shapes and the kind of device alone, never on what else runs, so a result does n
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
+from functools import partial
 from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from model.prepacked import gelu_of, sum_with
 
 T = TypeVar("T")
 Pieces = Generator[None, None, T]
@@ -51,19 +54,32 @@ def join(parts: Sequence[Tensor], dim: int = 0) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim)
 
 
-def linear(
-    layer: nn.Linear, x: Tensor, activation: Callable[[Tensor], Tensor] | None = None
-) -> Pieces[Tensor]:
+def linear(layer: nn.Linear, x: Tensor) -> Pieces[Tensor]:
     """[..., a] -> [..., b], in pieces of about equal size."""
-    rows = x.flatten(0, -2)
-    num_pieces = -(-len(rows) // rows_of_a_piece(2.0 * layer.in_features * layer.out_features, x.device))
+    return (yield from _by_rows(layer, layer, x))
+
+
+def linear_gelu(layer: nn.Linear, x: Tensor) -> Pieces[Tensor]:
+    """The same, then GELU."""
+    return (yield from _by_rows(layer, partial(gelu_of, layer), x))
+
+
+def add_linear(added: Tensor, layer: nn.Linear, x: Tensor) -> Pieces[Tensor]:
+    """added [..., b] + linear(layer, x)."""
+    return (yield from _by_rows(layer, lambda one, other: sum_with(other, layer, one), x, added))
+
+
+def _by_rows(layer: nn.Linear, compute: Callable[..., Tensor], *tensors: Tensor) -> Pieces[Tensor]:
+    """compute: gets the same rows of each tensor, and gives as many as `layer` does of the first's."""
+    rows = [tensor.flatten(0, -2) for tensor in tensors]
+    per_piece = rows_of_a_piece(2.0 * layer.in_features * layer.out_features, rows[0].device)
+    num_pieces = -(-len(rows[0]) // per_piece)
     parts = []
-    for part in torch.chunk(rows, num_pieces):
-        out: Tensor = layer(part)
-        parts.append(out if activation is None else activation(out))
-        if num_pieces > 1 or not x.is_cuda:
+    for some in zip(*(torch.chunk(one, num_pieces) for one in rows), strict=True):
+        parts.append(compute(*some))
+        if num_pieces > 1 or not rows[0].is_cuda:
             yield
-    return join(parts).view(*x.shape[:-1], -1)
+    return join(parts).view(*tensors[0].shape[:-1], -1)
 
 
 def convolve(layer: nn.Conv1d, x: Tensor) -> Pieces[Tensor]:

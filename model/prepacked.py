@@ -18,11 +18,33 @@ TYPICAL_ROWS = 32
 """oneDNN picks a layout for a number of rows; this one serves from 1 row to hundreds."""
 
 
-def product(x: Tensor, weight: Tensor, packed: Tensor | None, bias: Tensor | None = None) -> Tensor:
-    """[..., in] -> [..., out] by weight [out, in]. packed: what `pack` made of it, or None for none."""
+def product(
+    x: Tensor, weight: Tensor, packed: Tensor | None, bias: Tensor | None = None, *, gelu: bool = False
+) -> Tensor:
+    """[..., in] -> [..., out] by weight [out, in]. packed: what `pack` made of it, or None for none.
+
+    gelu: of the output, which oneDNN makes as it writes its sums.
+    """
     if packed is None or (x.numel() == x.shape[-1] and torch.get_num_threads() == 1):
-        return F.linear(x, weight, bias)
-    out: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
+        plain = F.linear(x, weight, bias)
+        return F.gelu(plain) if gelu else plain
+    activation = "gelu" if gelu else "none"
+    out: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, bias, activation, [], "none")
+    return out
+
+
+def gelu_of(layer: nn.Linear, x: Tensor) -> Tensor:
+    """GELU of what the layer makes of x, [..., in] -> [..., out]."""
+    packed = layer.packed if isinstance(layer, PackedLinear) else None
+    return product(x, layer.weight, packed, layer.bias, gelu=True)
+
+
+def sum_with(added: Tensor, layer: nn.Linear, x: Tensor) -> Tensor:
+    """added [..., out] + what the layer makes of x [..., in]; oneDNN adds as it writes its sums."""
+    if isinstance(layer, PackedLinear):
+        of_all: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, added, layer.packed, layer.bias, "add")
+        return of_all
+    out: Tensor = added + layer(x)
     return out
 
 

@@ -102,5 +102,6 @@ class SpeechLLM(nn.Module):
 
         The decoder's first, then the encoders'. To be called once they are loaded and merged, for good.
         """
-        left = self.llama.prepack(max_bytes)
-        pack_linears(self.audio_encoder, left)
+        left = pack_linears(self.audio_encoder, self.llama.prepack(max_bytes))
+        for layer in self.audio_encoder.wavlm.feature_extractor.layers:
+            left = layer.prepack(left)

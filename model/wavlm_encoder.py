@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.pieces import Pieces, convolve, join, linear, pauses, rows_of_a_piece
+from model.pieces import Pieces, add_linear, convolve, join, linear, linear_gelu, pauses, rows_of_a_piece
 from model.wavlm_modules import Attention, Layer, WavLM, position_buckets
 
 Statistics = tuple[Tensor, Tensor]
@@ -40,8 +40,8 @@ class WavLMFrontEnd:
     """
 
     def __init__(self, wavlm: WavLM) -> None:
-        self._layers: list[Any] = list(wavlm.feature_extractor.conv_layers)
-        self._row_weights = [layer.row_weight for layer in self._layers]
+        self._layers: list[Any] = list(wavlm.feature_extractor.layers)
+        self._rows = [layer.rows() for layer in self._layers]
         self._projection = wavlm.feature_projection
         self._is_base = wavlm.config.feat_extract_norm == "group"
         self._kernels = wavlm.config.conv_kernel
@@ -96,8 +96,8 @@ class WavLMFrontEnd:
 
     def _convolve(self, first: int, last: int, x: Tensor) -> Tensor:
         x = x[None]
-        for layer, row_weight in zip(self._layers[first:last], self._row_weights[first:last], strict=True):
-            x = layer(x, row_weight)
+        for layer, rows in zip(self._layers[first:last], self._rows[first:last], strict=True):
+            x = layer(x, rows)
         return x[0]
 
     def _first_normalised(self, wave: Tensor, norm: Statistics) -> Tensor:
@@ -105,7 +105,7 @@ class WavLMFrontEnd:
         first = self._layers[0]
         mean, variance = norm
         strength = first.layer_norm.weight * (variance + first.layer_norm.eps).rsqrt()
-        weight = self._row_weights[0] * strength[:, None]
+        weight = self._rows[0].plain * strength[:, None]
         samples = wave.unfold(0, self._kernels[0], self._strides[0])
         shift = first.layer_norm.bias - mean * strength
         return F.gelu(torch.addmm(shift, samples, weight.t()))
@@ -118,7 +118,7 @@ class WavLMFrontEnd:
         average = samples.mean(0)
         apart = samples - average
         covariance = apart.t() @ apart / len(samples)
-        weight = self._row_weights[0].double()
+        weight = self._rows[0].plain.double()
         variance = ((weight @ covariance) * weight).sum(1)
         return (weight @ average).to(wave.dtype), variance.to(wave.dtype)
 
@@ -181,11 +181,11 @@ class WavLMTransformer:
         """One transformer layer; normalisation after (base) or before (large) each block."""
         read = layer.layer_norm(hidden) if self._stable else hidden
         attended = yield from self._attend(layer.attention, read, bias, padding)
-        hidden = hidden + (yield from linear(layer.attention.out_proj, attended))
+        hidden = yield from add_linear(hidden, layer.attention.out_proj, attended)
         if self._stable:
-            return hidden + (yield from _feed_forward(layer, layer.final_layer_norm(hidden)))
+            return (yield from _add_feed_forward(hidden, layer, layer.final_layer_norm(hidden)))
         hidden = layer.layer_norm(hidden)
-        out: Tensor = layer.final_layer_norm(hidden + (yield from _feed_forward(layer, hidden)))
+        out: Tensor = layer.final_layer_norm((yield from _add_feed_forward(hidden, layer, hidden)))
         return out
 
     def _relative_bias(self, frames: int) -> Tensor:
@@ -213,14 +213,15 @@ class WavLMTransformer:
         value = split((yield from linear(attention.v_proj, x)))
         # From the last query to the first, the rows of the bias are slices of one view.
         query, gate = query.flip(2), self._gate(attention, split(x)).flip(2)
-        key, value = key.contiguous(), value.contiguous()
         toeplitz = bias.unfold(1, frames, 1)
         if x.is_cuda:
             weigh, clips = _weigh_fused, [slice(None)]
             chunk = max(QUERY_CHUNK, GPU_BIAS_BYTES // (gate[:, :, :1].numel() * frames * x.itemsize))
         else:
-            is_short = frames <= SHORT_FRAMES
-            weigh, chunk = (_weigh_fused, frames) if is_short else (_weigh, QUERY_CHUNK)
+            weigh, chunk = _weigh_fused, frames
+            if frames > SHORT_FRAMES:
+                weigh, chunk = _weigh, QUERY_CHUNK
+                key, value = key.contiguous(), value.contiguous()
             clips = [slice(clip, clip + 1) for clip in range(batch)]
         attended = []
         for clip in clips:
@@ -233,7 +234,7 @@ class WavLMTransformer:
                 if not x.is_cuda:
                     yield
             attended.append(join(parts, 2))
-        return join(attended).flip(2).transpose(1, 2).reshape(batch, frames, -1)
+        return join(attended).transpose(1, 2).flip(1).reshape(batch, frames, -1)
 
     @staticmethod
     def _gate(attention: Attention, x: Tensor) -> Tensor:
@@ -244,10 +245,10 @@ class WavLMTransformer:
         return gate
 
 
-def _feed_forward(layer: Layer, x: Tensor) -> Pieces[Tensor]:
-    """[B, F, C] -> the same."""
-    wide = yield from linear(layer.feed_forward.intermediate_dense, x, F.gelu)
-    return (yield from linear(layer.feed_forward.output_dense, wide))
+def _add_feed_forward(hidden: Tensor, layer: Layer, x: Tensor) -> Pieces[Tensor]:
+    """[B, F, C] each -> hidden + what the two linear layers make of x."""
+    wide = yield from linear_gelu(layer.feed_forward.intermediate_dense, x)
+    return (yield from add_linear(hidden, layer.feed_forward.output_dense, wide))
 
 
 def _weigh(

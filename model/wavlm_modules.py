@@ -14,6 +14,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from model.checkpoint_names import GATE_UNITS
 from model.config import WavLMEncoderConfig
+from model.prepacked import Weight, can_pack, pack, product
 
 
 class ConvLayer(nn.Module):
@@ -31,23 +32,31 @@ class ConvLayer(nn.Module):
             self.layer_norm: nn.Module | None = nn.GroupNorm(channels, channels)
         else:
             self.layer_norm = nn.LayerNorm(channels) if norm == "layer" else None
+        self._rows: Weight | None = None
 
-    @property
-    def row_weight(self) -> Tensor:
+    def rows(self) -> Weight:
         """[channels, kernel * inputs]: what multiplies a window laid out as one row."""
-        return self.conv.weight.transpose(1, 2).flatten(1)
+        return self._rows or Weight(self.conv.weight.transpose(1, 2).flatten(1))
 
-    def forward(self, x: Tensor, row_weight: Tensor | None = None) -> Tensor:
+    def prepack(self, max_bytes: float) -> float:
+        """Lay the rows out for oneDNN if they fit, for good; returns what is left of the bytes."""
+        plain = self.rows().plain
+        if not can_pack(plain) or 2 * plain.nbytes > max_bytes:
+            return max_bytes
+        self._rows = Weight(plain, pack(plain))
+        return max_bytes - 2 * plain.nbytes
+
+    def forward(self, x: Tensor, rows: Weight | None = None) -> Tensor:
         """[B, T, inputs] -> [B, frames, channels], as one matrix product, which a CPU computes twice as fast
-        as the convolution of few frames. row_weight: if that is known already.
+        as the convolution of few frames. rows: if they are known already.
         """
         windows = x.unfold(1, self.conv.kernel_size[0], self.conv.stride[0]).transpose(2, 3).flatten(2)
-        x = F.linear(windows, self.row_weight if row_weight is None else row_weight, self.conv.bias)
-        if isinstance(self.layer_norm, nn.GroupNorm):
-            x = self.layer_norm(x.transpose(1, 2)).transpose(1, 2)
-        elif self.layer_norm is not None:
-            x = self.layer_norm(x)
-        return F.gelu(x)
+        rows, norm = rows or self.rows(), self.layer_norm
+        x = product(windows, rows.plain, rows.packed, self.conv.bias, gelu=norm is None)
+        if norm is None:
+            return x
+        normed = norm(x.transpose(1, 2)).transpose(1, 2) if isinstance(norm, nn.GroupNorm) else norm(x)
+        return F.gelu(normed)
 
 
 class FeatureExtractor(nn.Module):
@@ -66,6 +75,11 @@ class FeatureExtractor(nn.Module):
             layer = ConvLayer(inputs, channels, kernel, stride, bias=config.conv_bias, norm=norm)
             self.conv_layers.append(layer)
             inputs = channels
+
+    @property
+    def layers(self) -> list[ConvLayer]:
+        """The convolutions, typed."""
+        return [layer for layer in self.conv_layers if isinstance(layer, ConvLayer)]
 
     def forward(self, waves: Tensor) -> Tensor:
         """[B, T] of equal lengths -> [B, F, channels]."""

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import WhisperEncoderConfig
-from model.pieces import Pieces, convolve, join, linear, pauses, rows_of_a_piece
+from model.pieces import Pieces, add_linear, convolve, join, linear, linear_gelu, pauses, rows_of_a_piece
 
 FAST_QUERIES = 768
 """torch's attention on a CPU takes fewer keys and queries at a time below that, and a tenth longer."""
@@ -86,9 +86,9 @@ def _layer(layer: WhisperLayer, hidden: Tensor, kept: int | None) -> Pieces[Tens
     kept: None for all.
     """
     attended = yield from _attend(layer.self_attn, layer.self_attn_layer_norm(hidden), kept)
-    hidden = hidden[:, :kept] + (yield from linear(layer.self_attn.out_proj, attended))
-    wide = yield from linear(layer.fc1, layer.final_layer_norm(hidden), F.gelu)
-    return _finite(hidden + (yield from linear(layer.fc2, wide)))
+    hidden = yield from add_linear(hidden[:, :kept], layer.self_attn.out_proj, attended)
+    wide = yield from linear_gelu(layer.fc1, layer.final_layer_norm(hidden))
+    return _finite((yield from add_linear(hidden, layer.fc2, wide)))
 
 
 def _attend(attention: WhisperAttention, x: Tensor, kept: int | None) -> Pieces[Tensor]:

@@ -153,6 +153,25 @@ def test_wavlm_in_pieces_keeps_to_1e_5_in_float32(monkeypatch) -> None:
     assert torch.allclose(finish(WavLMFrontEnd(wavlm)(wave)), expected, rtol=0, atol=1e-5)
 
 
+@VARIANTS
+@torch.no_grad()
+def test_convolutions_laid_out_for_onednn_are_the_same(config) -> None:
+    wavlm = build_exact(config)
+    layers = wavlm.feature_extractor.layers
+    assert [layer.prepack(1e9) for layer in layers] == [1e9] * len(layers), "float64 stays as it is"
+    wavlm.float()
+    wave = noise_clip(0.7)
+    expected = finish(WavLMFrontEnd(wavlm)(wave))
+    small = min(layer.rows().plain.nbytes for layer in layers)
+    assert [layer.prepack(2 * small - 1) for layer in layers] == [2 * small - 1] * len(layers), "no room"
+    assert layers[-1].prepack(1e9) == 1e9 - 2 * layers[-1].rows().plain.nbytes
+    for layer in layers:
+        layer.prepack(1e9)
+        assert layer.rows().packed is not None
+    packed = finish(WavLMFrontEnd(wavlm)(wave))
+    assert torch.allclose(packed, expected, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("num_frames", [None, 37])
 @pytest.mark.parametrize("flops", [1.0, 2e6, 1e12])
 @torch.no_grad()

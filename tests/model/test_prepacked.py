@@ -7,10 +7,11 @@ import sys
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from model.lora import LoraLinear
-from model.prepacked import PackedLinear, pack_linears
+from model.prepacked import PackedLinear, gelu_of, pack_linears, sum_with
 from server.os_process import computing_environment
 
 ATOL = 1e-5
@@ -31,6 +32,18 @@ def test_a_packed_layer_is_the_plain_one(rows: int, bias: bool) -> None:
     assert torch.allclose(packed(x[0]), plain(x[0]), rtol=0, atol=ATOL)
     assert torch.allclose(packed(x), plain(x), rtol=0, atol=ATOL)
     assert list(holder.state_dict()) == list(nn.Sequential(plain).state_dict())
+
+
+@pytest.mark.parametrize("rows", [1, 2, 7, 40])
+def test_what_follows_a_packed_layer_is_what_follows_the_plain_one(rows: int) -> None:
+    torch.manual_seed(0)
+    plain = nn.Linear(64, 96).requires_grad_(False)
+    packed = PackedLinear.of(plain)
+    x, added = 4 * torch.randn(rows, 64), torch.randn(rows, 96)
+    assert torch.allclose(gelu_of(packed, x), F.gelu(plain(x)), rtol=0, atol=ATOL)
+    assert torch.equal(gelu_of(plain, x), F.gelu(plain(x)))
+    assert torch.allclose(sum_with(added, packed, x), added + plain(x), rtol=0, atol=ATOL)
+    assert torch.equal(sum_with(added, plain, x), added + plain(x))
 
 
 def test_only_what_fits_and_only_float32_is_packed() -> None:
