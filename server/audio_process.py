@@ -11,10 +11,9 @@ from dataclasses import asdict
 from multiprocessing import Pipe
 from pathlib import Path
 
-import numpy as np
-
 from server.audio_limits import AudioLimits
 from server.audio_worker import EXIT_OVER_MEMORY
+from server.clip_memory import new_waveform
 from server.errors import EngineError, InvalidAudio, ServerError, UnsupportedAudio
 from server.types import AudioInfo, DecodedAudio
 
@@ -89,10 +88,8 @@ class DecoderProcess:
         header = json.loads(self._connection.recv_bytes())
         if "code" in header:
             raise _REFUSALS[header["code"]](header["message"], param=header["param"])
-        # A bytearray of our own and not the received bytes, so that the array can be written to.
-        buffer = bytearray(4 * header["num_samples"])
-        self._connection.recv_bytes_into(buffer)
-        waveform = np.frombuffer(buffer, np.float32)
+        waveform = new_waveform(header["num_samples"])
+        self._connection.recv_bytes_into(waveform)
         return DecodedAudio(waveform, bytes.fromhex(header["key"]), AudioInfo(*header["info"]))
 
     def _explain_death(self, status: int) -> ServerError:

@@ -12,12 +12,13 @@ import numpy as np
 import numpy.typing as npt
 from cachetools import LRUCache
 
+from server.clip_memory import in_own_pages
 from server.types import GenerateRequest
 
 MAX_BYTES = 32 * 2**20
 """Of waveforms that one place keeps: 8 minutes of sound."""
-ENTRY_BYTES = 1024
-"""Counted for every clip beside its waveform, or the shortest ones would have no bound."""
+ENTRY_BYTES = 5 * 1024
+"""Counted for every clip beside its waveform: its Python objects, and what it leaves of its last page."""
 
 
 class ClipSender:
@@ -50,9 +51,10 @@ class ClipReceiver:
             return request
         if request.waveform is None:
             return replace(request, waveform=self._kept[request.audio_key])
-        if waveform_cost(request.waveform) <= self._kept.maxsize:
-            self._kept[request.audio_key] = request.waveform
-        return request
+        if waveform_cost(request.waveform) > self._kept.maxsize:
+            return request
+        kept = self._kept[request.audio_key] = in_own_pages(request.waveform)
+        return replace(request, waveform=kept)
 
 
 def waveform_cost(waveform: npt.NDArray[np.float32]) -> int:
