@@ -22,7 +22,7 @@ from torch.nn.utils.parametrize import remove_parametrizations
 
 from model.audio_features import ClipFeatures
 from model.config import BranchConfig, SpeechLLMConfig
-from model.pieces import Pieces, convolve, finish, pauses
+from model.pieces import FRAME_MULTIPLE, Pieces, convolve, finish, pauses
 from model.wavlm_encoder import WavLMFrontEnd, WavLMTransformer
 from model.wavlm_modules import WavLM
 from model.whisper_encoder import WhisperEncoder, encode_windows
@@ -66,7 +66,7 @@ class Branch(nn.Module):
         """The same, piece by piece."""
         x = x.transpose(1, 2)
         for layer in self.subsampler:
-            x = F.glu((yield from convolve(layer, x)), dim=1)
+            x = F.glu((yield from convolve(layer, x, FRAME_MULTIPLE)), dim=1)
         out: Tensor = self.projector(self.bottleneck(x.transpose(1, 2)))
         return out
 

@@ -23,6 +23,9 @@ CPU_FLOPS = 3.2e9
 """Of one piece, about: some 20 to 50 ms on two cores. A third of it costs a tenth of the products' rate. Half
 of Whisper base's feed-forward network over one window is just one piece.
 """
+FRAME_MULTIPLE = 32
+"""Frames are computed in multiples of this where each clip has its own number: a CPU takes up to 6 ms to plan
+a convolution of a number that it has not met, and keeps few plans."""
 GPU_FLOPS = 2e12
 """Some 4 ms of a large GPU. There a layer of a few clips is one piece: launches would cost more."""
 
@@ -41,6 +44,11 @@ def rows_of_a_piece(flops_per_row: float, device: torch.device) -> int:
     """Rows that one piece computes, at least one."""
     flops = CPU_FLOPS if device.type == "cpu" else GPU_FLOPS
     return max(1, int(flops / flops_per_row))
+
+
+def round_up(count: int, multiple: int) -> int:
+    """The next multiple, or the count itself."""
+    return -(-count // multiple) * multiple
 
 
 def pauses(x: Tensor) -> Pieces[None]:
@@ -82,21 +90,26 @@ def _by_rows(layer: nn.Linear, compute: Callable[..., Tensor], *tensors: Tensor)
     return join(parts).view(*tensors[0].shape[:-1], -1)
 
 
-def convolve(layer: nn.Conv1d, x: Tensor) -> Pieces[Tensor]:
-    """[B, a, T] -> [B, b, frames]: the convolution with its own zero padding, some frames at a time."""
+def convolve(layer: nn.Conv1d, x: Tensor, multiple: int = 1) -> Pieces[Tensor]:
+    """[B, a, T] -> [B, b, frames]: the convolution with its own zero padding, some frames at a time.
+
+    multiple: frames are computed in multiples of this, on zeros at the end, and those too many are dropped.
+    """
     kernel, stride, padding = layer.kernel_size[0], layer.stride[0], int(layer.padding[0])
-    weight = layer.weight
     frames = (x.shape[-1] + 2 * padding - kernel) // stride + 1
-    step = rows_of_a_piece(2.0 * weight.numel() * len(x), x.device)
-    if frames <= step:
+    step = rows_of_a_piece(2.0 * layer.weight.numel() * len(x), x.device)
+    if frames <= step and frames % multiple == 0:
         whole: Tensor = layer(x)
         yield
         return whole
-    padded = F.pad(x, (padding, padding))
+    step = round_up(step, multiple)
+    computed = round_up(frames, multiple)
+    needed = (computed - 1) * stride + kernel - padding - x.shape[-1]
+    padded = F.pad(x, (padding, max(padding, needed)))
     parts = []
-    for start in range(0, frames, step):
-        last = min(start + step, frames) - 1
+    for start in range(0, computed, step):
+        last = min(start + step, computed) - 1
         part = padded[..., start * stride : last * stride + kernel]
-        parts.append(F.conv1d(part, weight, layer.bias, stride, groups=layer.groups))
+        parts.append(F.conv1d(part, layer.weight, layer.bias, stride, groups=layer.groups))
         yield
-    return join(parts, -1)
+    return join(parts, -1)[..., :frames]

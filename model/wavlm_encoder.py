@@ -14,7 +14,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.pieces import Pieces, add_linear, convolve, join, linear, linear_gelu, pauses, rows_of_a_piece
+from model.pieces import (
+    FRAME_MULTIPLE,
+    Pieces,
+    add_linear,
+    convolve,
+    join,
+    linear,
+    linear_gelu,
+    pauses,
+    round_up,
+    rows_of_a_piece,
+)
 from model.wavlm_modules import Attention, Layer, WavLM, position_buckets
 
 Statistics = tuple[Tensor, Tensor]
@@ -64,13 +75,16 @@ class WavLMFrontEnd:
         """Layers first:last over [t, ...] -> [f, ...], in pieces of about equal size."""
         kernels, strides = self._kernels[first:last], self._strides[first:last]
         frames = _outputs(len(x), kernels, strides)
-        num_pieces = -(-frames // rows_of_a_piece(self._flops_per_frame(first, last), x.device))
-        step = -(-frames // num_pieces)
+        computed = round_up(frames, FRAME_MULTIPLE)
+        num_pieces = -(-computed // rows_of_a_piece(self._flops_per_frame(first, last), x.device))
+        step = round_up(-(-computed // num_pieces), FRAME_MULTIPLE)
+        missing = _inputs(0, computed, kernels, strides).stop - len(x)
+        x = F.pad(x, (*(0, 0) * (x.dim() - 1), 0, max(0, missing)))
         parts = []
-        for start in range(0, frames, step):
-            parts.append(compute(x[_inputs(start, min(start + step, frames), kernels, strides)]))
+        for start in range(0, computed, step):
+            parts.append(compute(x[_inputs(start, min(start + step, computed), kernels, strides)]))
             yield
-        return join(parts)
+        return join(parts)[:frames]
 
     def _flops_per_frame(self, first: int, last: int) -> float:
         """Of layers first:last; each has as many outputs a frame as the later ones' strides multiply to.
@@ -173,7 +187,7 @@ class WavLMTransformer:
     def _positions(self, hidden: Tensor) -> Pieces[Tensor]:
         """The positional convolution. [B, F, C] -> the same; an even kernel gives a frame too many."""
         embed = self._encoder.pos_conv_embed
-        convolved = yield from convolve(embed.conv, hidden.transpose(1, 2))
+        convolved = yield from convolve(embed.conv, hidden.transpose(1, 2), FRAME_MULTIPLE)
         positions: Tensor = F.gelu(convolved[..., : hidden.shape[1]]).transpose(1, 2)
         return positions
 

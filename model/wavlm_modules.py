@@ -14,7 +14,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from model.checkpoint_names import GATE_UNITS
 from model.config import WavLMEncoderConfig
-from model.prepacked import Weight, can_pack, pack, product
+from model.prepacked import LARGE, Weight, can_pack, pack, product
 
 
 class ConvLayer(nn.Module):
@@ -39,9 +39,9 @@ class ConvLayer(nn.Module):
         return self._rows or Weight(self.conv.weight.transpose(1, 2).flatten(1))
 
     def prepack(self, max_bytes: float) -> float:
-        """Lay the rows out for oneDNN if they fit, for good; returns what is left of the bytes."""
+        """Lay the rows out for oneDNN, for good, if they are worth it and fit; returns what is left."""
         plain = self.rows().plain
-        if not can_pack(plain) or 2 * plain.nbytes > max_bytes:
+        if not can_pack(plain) or plain.numel() < LARGE or 2 * plain.nbytes > max_bytes:
             return max_bytes
         self._rows = Weight(plain, pack(plain))
         return max_bytes - 2 * plain.nbytes

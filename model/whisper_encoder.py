@@ -10,7 +10,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import WhisperEncoderConfig
-from model.pieces import Pieces, add_linear, convolve, join, linear, linear_gelu, pauses, rows_of_a_piece
+from model.pieces import (
+    FRAME_MULTIPLE,
+    Pieces,
+    add_linear,
+    convolve,
+    join,
+    linear,
+    linear_gelu,
+    pauses,
+    round_up,
+    rows_of_a_piece,
+)
 
 FAST_QUERIES = 768
 """torch's attention on a CPU takes fewer keys and queries at a time below that, and a tenth longer."""
@@ -73,17 +84,18 @@ def encode_windows(
     x = F.gelu((yield from convolve(encoder.conv2, x)))
     hidden = x.transpose(1, 2) + encoder.embed_positions.weight
     *_, last = encoder.blocks
+    kept = None if num_frames is None else round_up(num_frames, FRAME_MULTIPLE)
     for layer in encoder.blocks:
-        hidden = yield from _layer(layer, hidden, num_frames if layer is last else None)
+        hidden = yield from _layer(layer, hidden, kept if layer is last else None)
         yield from pauses(hidden)
-    normed: Tensor = encoder.layer_norm(hidden)
+    normed: Tensor = encoder.layer_norm(hidden[:, :num_frames])
     return normed
 
 
 def _layer(layer: WhisperLayer, hidden: Tensor, kept: int | None) -> Pieces[Tensor]:
     """One transformer layer, normalised before each half. [W, F, d] -> its first frames [W, kept, d].
 
-    kept: None for all.
+    kept: None for all; may be more than there are.
     """
     attended = yield from _attend(layer.self_attn, layer.self_attn_layer_norm(hidden), kept)
     hidden = yield from add_linear(hidden[:, :kept], layer.self_attn.out_proj, attended)

@@ -10,9 +10,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.floor.stock import stock_wavlm, stock_whisper
-from model import pieces, wavlm_encoder
+from model import pieces, wavlm_encoder, wavlm_modules, whisper_encoder
 from model.audio_encoder import AudioEncoder
 from model.audio_features import AudioFeatures
 from model.config import SpeechLLMConfig, WavLMEncoderConfig, subsampled_length
@@ -126,12 +127,13 @@ def test_attention_as_a_gpu_takes_it_is_the_same(padded: bool) -> None:
 
 
 @VARIANTS
-@pytest.mark.parametrize("flops", [1.0, 3e6, 4e7])
+@pytest.mark.parametrize(("flops", "multiple"), [(1.0, 1), (3e6, 1), (3e6, 7), (3e6, 32), (4e7, 32)])
 @torch.no_grad()
-def test_wavlm_in_pieces_of_any_size_is_the_whole(monkeypatch, config, flops) -> None:
+def test_wavlm_in_pieces_of_any_size_is_the_whole(monkeypatch, config, flops, multiple) -> None:
     """Convolutions, GroupNorm over the clip, positions, projections, attention: wherever they are cut."""
     wavlm = build_exact(config)
     monkeypatch.setattr(pieces, "CPU_FLOPS", flops)
+    monkeypatch.setattr(wavlm_encoder, "FRAME_MULTIPLE", multiple)
     for seconds in (0.025, 0.3, 1.234):
         wave = noise_clip(seconds).double() + 0.3  # an offset that a careless variance would lose
         expected = hidden_states(stock_wavlm(wavlm)(wave[None], output_hidden_states=True))
@@ -148,6 +150,7 @@ def test_wavlm_in_pieces_keeps_to_1e_5_in_float32(monkeypatch) -> None:
     wave = noise_clip(3.0) + 0.3
     expected = front_end(wavlm, wave)
     monkeypatch.setattr(pieces, "CPU_FLOPS", 4e5)
+    monkeypatch.setattr(wavlm_encoder, "FRAME_MULTIPLE", 1)
     steps = WavLMFrontEnd(wavlm)(wave)
     assert sum(1 for _ in steps) > 20, "it was cut"
     assert torch.allclose(finish(WavLMFrontEnd(wavlm)(wave)), expected, rtol=0, atol=1e-5)
@@ -155,7 +158,8 @@ def test_wavlm_in_pieces_keeps_to_1e_5_in_float32(monkeypatch) -> None:
 
 @VARIANTS
 @torch.no_grad()
-def test_convolutions_laid_out_for_onednn_are_the_same(config) -> None:
+def test_convolutions_laid_out_for_onednn_are_the_same(monkeypatch, config) -> None:
+    monkeypatch.setattr(wavlm_modules, "LARGE", 1)
     wavlm = build_exact(config)
     layers = wavlm.feature_extractor.layers
     assert [layer.prepack(1e9) for layer in layers] == [1e9] * len(layers), "float64 stays as it is"
@@ -173,9 +177,11 @@ def test_convolutions_laid_out_for_onednn_are_the_same(config) -> None:
 
 
 @pytest.mark.parametrize("num_frames", [None, 37])
+@pytest.mark.parametrize("multiple", [1, 32])
 @pytest.mark.parametrize("flops", [1.0, 2e6, 1e12])
 @torch.no_grad()
-def test_whisper_in_pieces_of_any_size_is_the_whole(monkeypatch, flops, num_frames) -> None:
+def test_whisper_in_pieces_of_any_size_is_the_whole(monkeypatch, flops, num_frames, multiple) -> None:
+    monkeypatch.setattr(whisper_encoder, "FRAME_MULTIPLE", multiple)
     config = small_config()
     encoder, features = build_encoder(config), AudioFeatures(config)
     log_mel = torch.cat([features(noise_clip(s, seed=i)).log_mel for i, s in enumerate((1.4, 2.0))]).double()
@@ -296,3 +302,39 @@ def test_a_clip_shorter_than_one_frame_has_no_tokens(num_samples: int) -> None:
 def test_wavlm_frames_are_counted_as_transformers_does(num_samples: int) -> None:
     frames = int(STOCK._get_feat_extract_output_lengths(torch.tensor(num_samples)))
     assert CONFIG._num_wavlm_tokens(num_samples) == subsampled_length(frames)
+
+
+class Shapes(TorchDispatchMode):
+    """Notes what shapes convolutions and products of two matrices have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolved: set[tuple[torch.Size, ...]] = set()
+        self.multiplied: set[tuple[torch.Size, ...]] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.convolution.default:
+            self.convolved.add((args[0].shape, args[1].shape))
+        elif func in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default):
+            self.multiplied.add((args[-2].shape, args[-1].shape))
+        return func(*args, **(kwargs or {}))
+
+
+@torch.no_grad()
+def test_clips_of_about_one_length_have_few_shapes(monkeypatch) -> None:
+    """Each that is new costs a CPU milliseconds: convolutions, the front end's products, Whisper's last layer."""
+    monkeypatch.setattr(pieces, "CPU_FLOPS", 3e6)
+    config = small_config()
+    encoder, features = build_encoder(config), AudioFeatures(config)
+    seen = Shapes()
+    frames = set()
+    for number in range(10):
+        clip = features(noise_clip(1.30 + 0.02 * number))
+        frames.add(clip.num_frames)
+        with seen:
+            finish(encode_windows(encoder.whisper, clip.log_mel.double(), clip.num_frames))
+            front_end = finish(WavLMFrontEnd(encoder.wavlm)(clip.wave.double()))
+            finish(encoder.wavlm_branch.pieces(front_end[None]))
+    assert len(frames) == 10
+    assert len(seen.convolved) <= 8, "five convolutions, one cut in two"
+    assert len(seen.multiplied) <= 55

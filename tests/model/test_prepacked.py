@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from model import prepacked
 from model.lora import LoraLinear
 from model.prepacked import PackedLinear, gelu_of, pack_linears, sum_with
 from server.os_process import computing_environment
@@ -35,7 +36,11 @@ def test_a_packed_layer_is_the_plain_one(rows: int, bias: bool) -> None:
 
 
 @pytest.mark.parametrize("rows", [1, 2, 7, 40])
-def test_what_follows_a_packed_layer_is_what_follows_the_plain_one(rows: int) -> None:
+@pytest.mark.parametrize("large", [1, prepacked.LARGE])
+def test_what_follows_a_packed_layer_is_what_follows_the_plain_one(
+    monkeypatch: pytest.MonkeyPatch, rows: int, large: int
+) -> None:
+    monkeypatch.setattr(prepacked, "LARGE", large)
     torch.manual_seed(0)
     plain = nn.Linear(64, 96).requires_grad_(False)
     packed = PackedLinear.of(plain)
