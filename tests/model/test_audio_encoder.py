@@ -322,7 +322,7 @@ class Shapes(TorchDispatchMode):
 
 @torch.no_grad()
 def test_clips_of_about_one_length_have_few_shapes(monkeypatch) -> None:
-    """Each that is new costs a CPU milliseconds: convolutions, the front end's products, Whisper's last layer."""
+    """Each new one costs a CPU milliseconds: convolutions, front end, Whisper's last layer."""
     monkeypatch.setattr(pieces, "CPU_FLOPS", 3e6)
     config = small_config()
     encoder, features = build_encoder(config), AudioFeatures(config)
