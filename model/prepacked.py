@@ -15,10 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 LARGE = 2**18
-"""Numbers in a weight. A plan for a product and what follows it takes oneDNN up to 1.6 ms for every number of
-rows, 0.6 ms longer than that for the product alone: small ones do not earn it back."""
+"""Numbers in a weight. To plan a product takes oneDNN 0.4 to 1 ms for every number of rows, with what follows
+it up to 1.6 ms: where rows come in all numbers, small ones do not earn it back."""
 TYPICAL_ROWS = 32
-"""oneDNN picks a layout for a number of rows; this one serves from 1 row to hundreds."""
+"""oneDNN picks a layout for a number of rows; this one serves from 1 row to hundreds. More are those of a
+prompt, of which each has its own number."""
 
 
 def product(
@@ -95,16 +96,22 @@ class Weight:
         return cls(layer.weight.data, layer.packed if isinstance(layer, PackedLinear) else None)
 
     def times(self, x: Tensor) -> Tensor:
-        """[..., in] -> [..., out]."""
-        return product(x, self.plain, self.packed)
+        """[n, in] -> [n, out]."""
+        is_planned = len(x) <= TYPICAL_ROWS or self.plain.numel() >= LARGE
+        return product(x, self.plain, self.packed if is_planned else None)
 
 
-def pack_linears(module: nn.Module, max_bytes: float) -> float:
-    """Make the linear layers inside `module` packed ones while `max_bytes` last; returns what is left."""
+def pack_linears(module: nn.Module, max_bytes: float, min_size: int = 0) -> float:
+    """Make the linear layers inside `module` packed ones while `max_bytes` last; returns what is left.
+
+    min_size: of the weights, in numbers.
+    """
     for parent in list(module.modules()):
         children: list[tuple[str, Any]] = list(parent.named_children())
         for name, child in children:
-            if type(child) is nn.Linear and can_pack(child.weight) and child.weight.nbytes <= max_bytes:
+            if type(child) is not nn.Linear or child.weight.numel() < min_size:
+                continue
+            if can_pack(child.weight) and child.weight.nbytes <= max_bytes:
                 max_bytes -= child.weight.nbytes
                 setattr(parent, name, PackedLinear.of(child))
     return max_bytes

@@ -12,7 +12,7 @@ from model.audio_features import AudioFeatures, ClipFeatures
 from model.config import SpeechLLMConfig
 from model.kv_cache import KVCache
 from model.llama import FlatBatch, Llama, PrefillSpan
-from model.prepacked import pack_linears
+from model.prepacked import LARGE, pack_linears
 from model.prompt_adapter import PromptAdapter
 
 
@@ -102,6 +102,7 @@ class SpeechLLM(nn.Module):
 
         The decoder's first, then the encoders'. To be called once they are loaded and merged, for good.
         """
-        left = pack_linears(self.audio_encoder, self.llama.prepack(max_bytes))
+        left = pack_linears(self.audio_encoder.whisper, self.llama.prepack(max_bytes))  # its rows are windows
+        left = pack_linears(self.audio_encoder, left, min_size=LARGE)
         for layer in self.audio_encoder.wavlm.feature_extractor.layers:
             left = layer.prepack(left)

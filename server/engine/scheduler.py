@@ -24,6 +24,8 @@ from server.types import FinishReason, Stage
 
 Owner = Sequence | AdapterPass
 _order = operator.attrgetter("order")
+FEW_DEADLINES = 64
+"""So many of ended requests are left lying, beside as many again as live requests have at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +139,9 @@ class Scheduler:
         self._waiting_audio_s += sequence.audio_seconds
         for deadline in {sequence.deadline, sequence.queue_deadline} - {float("inf")}:
             heapq.heappush(self._deadlines, (deadline, sequence.request_id))
+        if len(self._deadlines) > 4 * len(self._live) + FEW_DEADLINES:
+            self._deadlines = [entry for entry in self._deadlines if entry[1] in self._live]
+            heapq.heapify(self._deadlines)
 
     def end(self, sequence: Sequence) -> None:
         """Take a sequence out, in whatever phase, and free all that it holds."""

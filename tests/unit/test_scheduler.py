@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import itertools
 import sys
+import tracemalloc
 from collections import Counter
 from collections.abc import Callable
 
@@ -299,6 +300,20 @@ def test_ended_requests_are_not_kept_until_their_deadline() -> None:
     assert not [
         thing for thing in gc.get_objects() if type(thing) is Sequence and thing.deadline == 987654321.0
     ]
+
+
+def test_deadlines_are_not_kept_for_as_long_as_they_last() -> None:
+    scheduler = Simulation(Sizes()).scheduler
+    for order in range(4000):
+        scheduler.add(make_sequence(order, deadline=1e8 + order, queue_deadline=1e7 + order))
+        if order >= 10:
+            scheduler.end(scheduler.live()[0])
+        if order == 1000:
+            tracemalloc.start()
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert held < 100_000, "two deadlines of 3,000 requests take seven times that"
+    assert len(scheduler.expired(NEVER)) == 10
 
 
 def test_ended_requests_are_not_kept_while_all_places_are_taken() -> None:
