@@ -23,6 +23,7 @@ from torch.nn.utils.parametrize import remove_parametrizations
 from model.audio_features import ClipFeatures
 from model.config import BranchConfig, SpeechLLMConfig
 from model.pieces import FRAME_MULTIPLE, Pieces, convolve, finish, pauses
+from model.prepacked import gelu_of
 from model.wavlm_encoder import WavLMFrontEnd, WavLMTransformer
 from model.wavlm_modules import WavLM
 from model.whisper_encoder import WhisperEncoder, encode_windows
@@ -39,7 +40,7 @@ class Bottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., size] -> [..., size]."""
-        out: Tensor = x + self.norm(self.up(F.gelu(self.down(x))))
+        out: Tensor = x + self.norm(self.up(gelu_of(self.down, x)))
         return out
 
 

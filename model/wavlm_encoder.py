@@ -26,6 +26,7 @@ from model.pieces import (
     round_up,
     rows_of_a_piece,
 )
+from model.prepacked import gelu_planless
 from model.wavlm_modules import Attention, Layer, WavLM, position_buckets
 
 Statistics = tuple[Tensor, Tensor]
@@ -122,7 +123,7 @@ class WavLMFrontEnd:
         weight = self._rows[0].plain * strength[:, None]
         samples = wave.unfold(0, self._kernels[0], self._strides[0])
         shift = first.layer_norm.bias - mean * strength
-        return F.gelu(torch.addmm(shift, samples, weight.t()))
+        return gelu_planless(torch.addmm(shift, samples, weight.t()))
 
     def _statistics(self, wave: Tensor) -> Statistics:
         """Mean and variance [channels] over the clip of the first convolution, its bias left out, as the norm

@@ -8,13 +8,12 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from model.checkpoint_names import GATE_UNITS
 from model.config import WavLMEncoderConfig
-from model.prepacked import LARGE, Weight, can_pack, pack, product
+from model.prepacked import LARGE, Weight, can_pack, gelu_planless, pack, product
 
 
 class ConvLayer(nn.Module):
@@ -56,7 +55,7 @@ class ConvLayer(nn.Module):
         if norm is None:
             return x
         normed = norm(x.transpose(1, 2)).transpose(1, 2) if isinstance(norm, nn.GroupNorm) else norm(x)
-        return F.gelu(normed)
+        return gelu_planless(normed)
 
 
 class FeatureExtractor(nn.Module):

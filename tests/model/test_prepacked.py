@@ -12,7 +12,7 @@ from torch import nn
 
 from model import prepacked
 from model.lora import LoraLinear
-from model.prepacked import PackedLinear, gelu_of, pack_linears, sum_with
+from model.prepacked import PackedLinear, gelu_of, gelu_planless, pack_linears, sum_with
 from server.os_process import computing_environment
 
 ATOL = 1e-5
@@ -46,9 +46,17 @@ def test_what_follows_a_packed_layer_is_what_follows_the_plain_one(
     packed = PackedLinear.of(plain)
     x, added = 4 * torch.randn(rows, 64), torch.randn(rows, 96)
     assert torch.allclose(gelu_of(packed, x), F.gelu(plain(x)), rtol=0, atol=ATOL)
-    assert torch.equal(gelu_of(plain, x), F.gelu(plain(x)))
+    assert torch.allclose(gelu_of(plain, x), F.gelu(plain(x)), rtol=0, atol=ATOL)
     assert torch.allclose(sum_with(added, packed, x), added + plain(x), rtol=0, atol=ATOL)
     assert torch.equal(sum_with(added, plain, x), added + plain(x))
+
+
+@pytest.mark.parametrize("shape", [(7,), (1, 7), (5, 7), (2, 5, 7)])
+def test_gelu_without_a_plan_is_gelu(shape: tuple[int, ...]) -> None:
+    x = 4 * torch.randn(shape)
+    found = gelu_planless(x)
+    assert found.is_contiguous()
+    assert torch.allclose(found, F.gelu(x), rtol=0, atol=ATOL)
 
 
 def test_only_what_fits_and_only_float32_is_packed() -> None:
