@@ -17,7 +17,7 @@ from server.engine_child import BOOT
 from server.engine_clips import ClipSender
 from server.engine_frames import FrameReader, frame
 from server.engine_wire import Replies, Stop, ToChild, ToParent
-from server.os_process import computing_environment, describe_exit, stop_signals_blocked
+from server.os_process import describe_exit, engine_environment, stop_signals_blocked
 from server.types import GenerateRequest
 
 logger = logging.getLogger(__name__)
@@ -129,4 +129,4 @@ def _spawn(descriptor: int) -> subprocess.Popen[bytes]:
     """Start the child with its end of the pipe and our import path; it inherits stdout and stderr."""
     command = [sys.executable, "-c", BOOT, str(os.getpid()), str(descriptor), *sys.path]
     with stop_signals_blocked():
-        return subprocess.Popen(command, pass_fds=(descriptor,), env=computing_environment())
+        return subprocess.Popen(command, pass_fds=(descriptor,), env=engine_environment())

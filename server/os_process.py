@@ -27,6 +27,13 @@ FEW_PLANS = {"LRU_CACHE_CAPACITY": "128", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "12
 few dozen; to plan anew takes less than 1 ms. Read at the first product.
 """
 COMPUTING = QUIET_THREADS | FEW_PLANS
+MERGING_MALLOC = {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=0:glibc.malloc.mxfast=0"}
+"""And without malloc's small caches, for a process that computes for long.
+
+torch's tensors are aligned blocks. What glibc (2.36 at least) cuts off such a block goes into those caches, is
+used by something small, and the next tensor no longer fits where the last one was (glibc's bug 30723). Other
+systems do not read this.
+"""
 KEPT_BYTES = 8 * 2**20
 """Blocks up to this size are kept when they are freed, twice as much in all (mallopt(3))."""
 _PR_SET_PDEATHSIG = 1
@@ -50,6 +57,11 @@ def die_with_parent(parent_pid: int) -> None:
 def computing_environment() -> dict[str, str]:
     """This process's environment for a child that computes; what the operator set wins."""
     return COMPUTING | os.environ
+
+
+def engine_environment() -> dict[str, str]:
+    """The same for one that also lives as long as the server."""
+    return MERGING_MALLOC | computing_environment()
 
 
 def spare_from_collection() -> None:
