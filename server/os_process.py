@@ -30,9 +30,9 @@ COMPUTING = QUIET_THREADS | FEW_PLANS
 MERGING_MALLOC = {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=0:glibc.malloc.mxfast=0"}
 """And without malloc's small caches, for a process that computes for long.
 
-torch's tensors are aligned blocks. What glibc (2.36 at least) cuts off such a block goes into those caches, is
-used by something small, and the next tensor no longer fits where the last one was (glibc's bug 30723). Other
-systems do not read this.
+torch's tensors are aligned blocks. What glibc (2.36 at least) cuts off such a block goes into those caches,
+is used by something small, and the next tensor no longer fits where the last one was (glibc's bug 30723).
+Other systems do not read this.
 """
 KEPT_BYTES = 8 * 2**20
 """Blocks up to this size are kept when they are freed, twice as much in all (mallopt(3))."""
