@@ -12,6 +12,7 @@ import itertools
 import json
 import socket
 import struct
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -158,11 +159,21 @@ def holds_pages(metrics: dict[str, float]) -> bool:
     return metrics["wavllm_kv_cache_usage_perc"] > 0
 
 
+def is_decoder(process: psutil.Process) -> bool:
+    """Whether it decodes clips, and lives."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return "server.audio_worker" in process.cmdline()
+    return False
+
+
 @contextlib.contextmanager
 def stopped_decoder(server: ServerProcess) -> Iterator[None]:
     """The decoding worker gets no time to run; it is killed with its clip or goes on at the end."""
-    children = psutil.Process(server.process.pid).children()
-    (worker,) = [child for child in children if "server.audio_worker" in child.cmdline()]
+    workers: list[psutil.Process] = []
+    while len(workers) != 1:  # the one that the last test had killed may not be buried, or not replaced yet
+        time.sleep(0.01)
+        workers = [child for child in psutil.Process(server.process.pid).children() if is_decoder(child)]
+    (worker,) = workers
     worker.suspend()
     try:
         yield
