@@ -91,7 +91,7 @@ class DecodeStep:
             (rows, 2 * self._inner),
             (rows, self._inner),
         )
-        return tuple(x.new_empty(shape).numpy() for shape in shapes)
+        return tuple([x.new_empty(shape).numpy() for shape in shapes])
 
 
 def heads_at_a_time(num_heads: int, num_threads: int) -> int:

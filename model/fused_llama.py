@@ -240,7 +240,7 @@ class FusedLlama:
         attended = attend(layer.qkv.times(ops.norm(x, layer.attention_norm, epsilon)))
         x = ops.add_lora(x, layer.o.times(attended), layer.o_b, scale)
         wide = ops.swiglu(layer.gate_up.times(ops.norm(x, layer.feed_forward_norm, epsilon)))
-        return x + layer.down.times(wide)
+        return layer.down.times(wide).add_(x)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[R, D] before the final norm -> [R, V]."""

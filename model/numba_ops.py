@@ -102,6 +102,6 @@ class NumbaOps:
 
     @staticmethod
     def swiglu(gate_up: Tensor) -> Tensor:
-        """[N, 2 I], gate and up side by side -> silu(gate) * up [N, I]."""
+        """[N, 2 I], gate and up side by side -> silu(gate) * up [N, I]. What is given is overwritten."""
         gate, up = gate_up.chunk(2, dim=-1)
-        return F.silu(gate) * up
+        return F.silu(gate, inplace=True).mul_(up)

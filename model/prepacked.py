@@ -45,11 +45,13 @@ def gelu_of(layer: nn.Linear, x: Tensor) -> Tensor:
 
 
 def gelu_planless(x: Tensor) -> Tensor:
-    """GELU, without a plan for its shape where that takes longer (0.15 ms) than GELU itself.
+    """GELU in place, without a plan for its shape where that takes longer (0.15 ms) than GELU itself.
 
     torch gives oneDNN only what is contiguous; its own loop makes no difference between rows and columns.
     """
-    return F.gelu(x.mT).mT if x.numel() < LARGE and x.device.type == "cpu" and x.dim() > 1 else F.gelu(x)
+    few = x.numel() < LARGE and x.device.type == "cpu" and x.dim() > 1
+    torch.ops.aten.gelu_(x.mT if few else x)
+    return x
 
 
 def sum_with(added: Tensor, layer: nn.Linear, x: Tensor) -> Tensor:

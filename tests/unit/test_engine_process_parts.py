@@ -4,6 +4,8 @@ import asyncio
 import contextlib
 import os
 import socket
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -249,6 +251,36 @@ def test_messages_are_whole_however_their_bytes_come(size):
     for start in range(0, len(data), size):
         received += reader.feed(data[start : start + size])
     assert received == sent
+
+
+ROUND_TRIPS = """
+import pickle, sys
+from server.engine_frames import frame
+from server.engine_wire import *
+from server.types import *
+
+events = StageChanged("a", Stage.QUEUED), Delta("a", "x", (1,))
+end = Finished("a", "stop", Usage(1, 2, 0, 0), EngineTimings(0, 0, 0))
+messages = [
+    GenerateRequest("a", "prompt", None, b"", SamplingParams(8)),
+    Replies((Accepted("a", 0, 1, 0),)),
+    StepOutput((*events, end), EngineStats(), (EncoderRun("whisper", 0.1, 1),)),
+]
+
+def blocks_after(rounds):
+    for _ in range(rounds):
+        for message in messages:
+            assert pickle.loads(frame(message)[1]) == message
+    return sys.getallocatedblocks()
+
+print(-blocks_after(500) + blocks_after(1000))
+"""
+
+
+def test_messages_leave_no_memory_behind():
+    """In a process of its own: what could grow here may have grown in this one already."""
+    run = subprocess.run([sys.executable, "-c", ROUND_TRIPS], check=True, capture_output=True)
+    assert int(run.stdout) < 100
 
 
 def test_reasons_are_one_line_without_a_traceback():
