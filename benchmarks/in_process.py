@@ -17,6 +17,7 @@ from server.audio_decode import decode_audio
 from server.bench.types import BenchError, Question
 from server.engine.build import build_core
 from server.engine.core import EngineCore
+from server.os_process import keep_workspace
 from server.types import (
     Accepted,
     DecodedAudio,
@@ -64,6 +65,7 @@ class SteppedEngine:
     """
 
     def __init__(self, model: Path, **options: Any) -> None:
+        keep_workspace()
         self.num_threads = compute_as_engines_do()
         self.core: EngineCore = build_core(EngineConfig(model, device="cpu", dtype="float32", **options))
         self._ids = itertools.count()

@@ -6,7 +6,7 @@ shapes and the kind of device alone, never on what else runs, so a result does n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from functools import partial
 from typing import TypeVar
 
@@ -62,6 +62,32 @@ def join(parts: Sequence[Tensor], dim: int = 0) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim)
 
 
+def joined(
+    parts: Iterable[Callable[[], Tensor]], length: int, dim: int = 0, *, pausing: bool = True
+) -> Pieces[Tensor]:
+    """Compute the parts, in a piece each, and give them one after the other along `dim`, `length` in all;
+    what they leave of it is zeros. A single one is not copied. pausing: whether there are pieces at all.
+
+    Each is put where it belongs at once: to touch so much memory at the end would be a long piece of its own.
+    """
+    out, filled = None, 0
+    for compute in parts:
+        part = compute()
+        size = part.shape[dim]
+        if size == length:
+            out = part
+        else:
+            if out is None:
+                out = part.new_empty([*part.shape[:dim], length, *part.shape[dim + 1 :]])
+            out.narrow(dim, filled, size).copy_(part)
+        filled += size
+        if pausing:
+            yield
+    assert out is not None
+    out.narrow(dim, filled, length - filled).zero_()
+    return out
+
+
 def linear(layer: nn.Linear, x: Tensor) -> Pieces[Tensor]:
     """[..., a] -> [..., b], in pieces of about equal size."""
     return (yield from _by_rows(layer, layer, x))
@@ -82,12 +108,11 @@ def _by_rows(layer: nn.Linear, compute: Callable[..., Tensor], *tensors: Tensor)
     rows = [tensor.flatten(0, -2) for tensor in tensors]
     per_piece = rows_of_a_piece(2.0 * layer.in_features * layer.out_features, rows[0].device)
     num_pieces = -(-len(rows[0]) // per_piece)
-    parts = []
-    for some in zip(*(torch.chunk(one, num_pieces) for one in rows), strict=True):
-        parts.append(compute(*some))
-        if num_pieces > 1 or not rows[0].is_cuda:
-            yield
-    return join(parts).view(*tensors[0].shape[:-1], -1)
+    chunks = zip(*(torch.chunk(one, num_pieces) for one in rows), strict=True)
+    parts = (partial(compute, *some) for some in chunks)
+    pausing = num_pieces > 1 or not rows[0].is_cuda
+    out = yield from joined(parts, len(rows[0]), pausing=pausing)
+    return out.view(*tensors[0].shape[:-1], -1)
 
 
 def convolve(layer: nn.Conv1d, x: Tensor, multiple: int = 1) -> Pieces[Tensor]:
@@ -106,10 +131,11 @@ def convolve(layer: nn.Conv1d, x: Tensor, multiple: int = 1) -> Pieces[Tensor]:
     computed = round_up(frames, multiple)
     needed = (computed - 1) * stride + kernel - padding - x.shape[-1]
     padded = F.pad(x, (padding, max(padding, needed)))
-    parts = []
-    for start in range(0, computed, step):
+
+    def part(start: int) -> Tensor:
         last = min(start + step, computed) - 1
-        part = padded[..., start * stride : last * stride + kernel]
-        parts.append(F.conv1d(part, layer.weight, layer.bias, stride, groups=layer.groups))
-        yield
-    return join(parts, -1)[..., :frames]
+        seen = padded[..., start * stride : last * stride + kernel]
+        return F.conv1d(seen, layer.weight, layer.bias, stride, groups=layer.groups)
+
+    parts = (partial(part, start) for start in range(0, computed, step))
+    return (yield from joined(parts, computed, 2))[..., :frames]

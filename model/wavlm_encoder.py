@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from model.pieces import (
     add_linear,
     convolve,
     join,
+    joined,
     linear,
     linear_gelu,
     pauses,
@@ -67,25 +69,42 @@ class WavLMFrontEnd:
             return self._later(0, wave[:, None])
         norm = self._statistics(wave) if self._is_base else None
         together = min(TOGETHER, last)
-        x = yield from self._pieces(wave, 0, together, lambda part: self._first(part, norm))
-        return (yield from self._pieces(x, together, last, lambda part: self._later(together, part)))
+        middle = _outputs(len(wave), self._kernels[:together], self._strides[:together])
+        wave = F.pad(wave, (0, max(0, self._needed(middle, 0, together) - len(wave))))
+        room = self._needed(frames, together, last)
+        x = yield from self._pieces(wave, middle, 0, together, lambda part: self._first(part, norm), room)
+        x = yield from self._pieces(x, frames, together, last, lambda part: self._later(together, part))
+        return x[:frames]
+
+    def _needed(self, frames: int, first: int, last: int) -> int:
+        """Inputs that layers first:last see for so many frames and those that are computed with them."""
+        computed = round_up(frames, FRAME_MULTIPLE)
+        stop: int = _inputs(0, computed, self._kernels[first:last], self._strides[first:last]).stop
+        return stop
 
     def _pieces(
-        self, x: Tensor, first: int, last: int, compute: Callable[[Tensor], Tensor]
+        self,
+        x: Tensor,
+        frames: int,
+        first: int,
+        last: int,
+        compute: Callable[[Tensor], Tensor],
+        room: int = 0,
     ) -> Pieces[Tensor]:
-        """Layers first:last over [t, ...] -> [f, ...], in pieces of about equal size."""
+        """Layers first:last over [t, ...] -> [at least frames and room, ...], in pieces of about equal size.
+
+        x: all that is needed. Rows after the frames mean nothing, but are numbers.
+        """
         kernels, strides = self._kernels[first:last], self._strides[first:last]
-        frames = _outputs(len(x), kernels, strides)
         computed = round_up(frames, FRAME_MULTIPLE)
         num_pieces = -(-computed // rows_of_a_piece(self._flops_per_frame(first, last), x.device))
         step = round_up(-(-computed // num_pieces), FRAME_MULTIPLE)
-        missing = _inputs(0, computed, kernels, strides).stop - len(x)
-        x = F.pad(x, (*(0, 0) * (x.dim() - 1), 0, max(0, missing)))
-        parts = []
-        for start in range(0, computed, step):
-            parts.append(compute(x[_inputs(start, min(start + step, computed), kernels, strides)]))
-            yield
-        return join(parts)[:frames]
+
+        def part(start: int) -> Tensor:
+            return compute(x[_inputs(start, min(start + step, computed), kernels, strides)])
+
+        parts = (partial(part, start) for start in range(0, computed, step))
+        return (yield from joined(parts, max(computed, room)))
 
     def _flops_per_frame(self, first: int, last: int) -> float:
         """Of layers first:last; each has as many outputs a frame as the later ones' strides multiply to.

@@ -29,7 +29,12 @@ from server.engine_wire import (
     ToParent,
 )
 from server.errors import EngineError
-from server.os_process import die_with_parent, ignore_stop_signals, spare_from_collection
+from server.os_process import (
+    die_with_parent,
+    ignore_stop_signals,
+    keep_workspace,
+    spare_from_collection,
+)
 from server.types import Event, Failed, GenerateRequest
 
 BOOT = (
@@ -45,6 +50,7 @@ def main(parent_pid: int, descriptor: int) -> None:
     """Entry point of the child; exits with status 1 if the core could not be built or broke down."""
     die_with_parent(parent_pid)
     ignore_stop_signals()
+    keep_workspace()
     os.set_inheritable(descriptor, False)
     sys.exit(EngineChild(Channel(socket.socket(fileno=descriptor))).run())
 

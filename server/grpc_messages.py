@@ -37,9 +37,9 @@ def is_request_id(text: str) -> bool:
 
 def audio_of(request: pb.ChatRequest) -> bytes:
     """The clip's bytes. Raises InvalidAudio if there are none."""
-    if not request.audio.data:
+    data: bytes = request.audio.data  # each reading copies them
+    if not data:
         raise InvalidAudio("The request has no audio: set audio.data.")
-    data: bytes = request.audio.data
     return data
 
 

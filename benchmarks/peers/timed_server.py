@@ -53,11 +53,11 @@ class TimedDecoder(CachedDecoder):
 
 def tell(name: str, value: float) -> None:
     """One line, a moment later: what is measured must not wait for it."""
-    asyncio.get_running_loop().call_later(TELL_S, _write, json.dumps({name: value}) + "\n")
+    asyncio.get_running_loop().call_later(TELL_S, _write, name, value)
 
 
-def _write(line: str) -> None:
-    sys.stdout.write(line)
+def _write(name: str, value: float) -> None:
+    sys.stdout.write(json.dumps({name: value}) + "\n")
     sys.stdout.flush()
 
 

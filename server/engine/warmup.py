@@ -22,7 +22,7 @@ BIG_STEP_S = 0.012
 """A decode step so long is all arithmetic: threads help for certain, and another turn would cost seconds."""
 LONG_STEP_S = 0.004
 """One so long is arithmetic for the most part: there more threads need only be faster at all."""
-PLANNED = 0.85
+PLANNED = 0.75
 """Of the time for a prefill, what is planned for: in a small chunk each token takes longer, and so it does
 right after an encoder's piece.
 """

@@ -73,6 +73,49 @@ def test_tensors_leave_no_holes_that_the_next_ones_do_not_fit_in() -> None:
     assert int(done.stdout) < 40
 
 
+LAYERS = """
+import ctypes, resource
+from server.os_process import keep_workspace
+
+keep_workspace()
+libc = ctypes.CDLL(None)
+libc.malloc.argtypes, libc.malloc.restype = [ctypes.c_size_t], ctypes.c_void_p
+libc.free.argtypes, libc.free.restype = [ctypes.c_void_p], None
+
+def faults_of_a_layer():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    blocks = [libc.malloc(18 * 2**20) for _ in range(4)]
+    for block in blocks:
+        ctypes.memset(block, 1, 18 * 2**20)
+    for block in blocks:
+        libc.free(block)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+print(*(faults_of_a_layer() for _ in range(4)))
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's own options")
+@pytest.mark.parametrize(
+    ("chosen", "are_kept"),
+    [
+        ({}, True),
+        ({"GLIBC_TUNABLES": "glibc.malloc.tcache_count=0"}, True),
+        ({"GLIBC_TUNABLES": "glibc.malloc.trim_threshold=131072"}, False),
+        ({"MALLOC_TRIM_THRESHOLD_": "131072"}, False),
+    ],
+)
+def test_what_a_layer_frees_is_kept_for_the_next_unless_the_operator_says(
+    chosen: dict[str, str], are_kept: bool
+) -> None:
+    """A page is 4 to 64 KiB."""
+    command = [sys.executable, "-c", LAYERS]
+    done = subprocess.run(command, capture_output=True, check=True, env=dict(os.environ) | chosen)
+    first, *others = map(int, done.stdout.split())
+    assert first > 1000
+    assert (max(others) < 100) == are_kept
+
+
 def test_what_the_operator_set_wins(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(os.environ, "OMP_WAIT_POLICY", "ACTIVE")
     monkeypatch.setitem(os.environ, "GLIBC_TUNABLES", "glibc.malloc.arena_max=1")
