@@ -91,6 +91,7 @@ class DecodeStep:
             (rows, 2 * self._inner),
             (rows, self._inner),
         )
+        # A tuple made from a generator would stay in CPython's list of free ones, up to 2,000 of them.
         return tuple([x.new_empty(shape).numpy() for shape in shapes])
 
 

@@ -84,7 +84,8 @@ def joined(
         if pausing:
             yield
     assert out is not None
-    out.narrow(dim, filled, length - filled).zero_()
+    if filled < length:
+        out.narrow(dim, filled, length - filled).zero_()
     return out
 
 
