@@ -63,16 +63,15 @@ def join(parts: Sequence[Tensor], dim: int = 0) -> Tensor:
 
 
 def joined(
-    parts: Iterable[Callable[[], Tensor]], length: int, dim: int = 0, *, pausing: bool = True
+    parts: Iterable[Tensor], length: int, dim: int = 0, *, pausing: bool = True
 ) -> Pieces[Tensor]:
-    """Compute the parts, in a piece each, and give them one after the other along `dim`, `length` in all;
-    what they leave of it is zeros. A single one is not copied. pausing: whether there are pieces at all.
+    """Parts, computed as they are asked for in a piece each -> one after the other along `dim`, `length` in
+    all; what they leave of it is zeros. A single one is not copied. pausing: whether there are pieces at all.
 
     Each is put where it belongs at once: to touch so much memory at the end would be a long piece of its own.
     """
     out, filled = None, 0
-    for compute in parts:
-        part = compute()
+    for part in parts:
         size = part.shape[dim]
         if size == length:
             out = part
@@ -110,7 +109,7 @@ def _by_rows(layer: nn.Linear, compute: Callable[..., Tensor], *tensors: Tensor)
     per_piece = rows_of_a_piece(2.0 * layer.in_features * layer.out_features, rows[0].device)
     num_pieces = -(-len(rows[0]) // per_piece)
     chunks = zip(*(torch.chunk(one, num_pieces) for one in rows), strict=True)
-    parts = (partial(compute, *some) for some in chunks)
+    parts = (compute(*some) for some in chunks)
     pausing = num_pieces > 1 or not rows[0].is_cuda
     out = yield from joined(parts, len(rows[0]), pausing=pausing)
     return out.view(*tensors[0].shape[:-1], -1)
@@ -138,5 +137,5 @@ def convolve(layer: nn.Conv1d, x: Tensor, multiple: int = 1) -> Pieces[Tensor]:
         seen = padded[..., start * stride : last * stride + kernel]
         return F.conv1d(seen, layer.weight, layer.bias, stride, groups=layer.groups)
 
-    parts = (partial(part, start) for start in range(0, computed, step))
+    parts = (part(start) for start in range(0, computed, step))
     return (yield from joined(parts, computed, 2))[..., :frames]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -99,11 +98,8 @@ class WavLMFrontEnd:
         computed = round_up(frames, FRAME_MULTIPLE)
         num_pieces = -(-computed // rows_of_a_piece(self._flops_per_frame(first, last), x.device))
         step = round_up(-(-computed // num_pieces), FRAME_MULTIPLE)
-
-        def part(start: int) -> Tensor:
-            return compute(x[_inputs(start, min(start + step, computed), kernels, strides)])
-
-        parts = (partial(part, start) for start in range(0, computed, step))
+        spans = ((start, min(start + step, computed)) for start in range(0, computed, step))
+        parts = (compute(x[_inputs(start, stop, kernels, strides)]) for start, stop in spans)
         return (yield from joined(parts, max(computed, room)))
 
     def _flops_per_frame(self, first: int, last: int) -> float:
